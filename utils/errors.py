@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -23,10 +24,13 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a script's `main`: a `UserError` becomes one line on stderr and exit status 2."""
+    """Decorates a script's `main`: the log goes to stderr (rank 0 alone is talkative), a `UserError` becomes one line
+    there and exit status 2."""
 
     @wraps(main)
     def run(*args: object, **kwargs: object) -> None:
+        level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+        logging.basicConfig(format="%(message)s", level=level)
         try:
             main(*args, **kwargs)
         except UserError as error:

@@ -1,0 +1,103 @@
+"""Which class of the teacher is which of the student."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LONGEST_LIST = 10  # class names in one line of the log
+
+
+class ClassMap(NamedTuple):
+    """Student class `student[k]` is teacher class `teacher[k]`; only these are taught."""
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    num_student: int
+    num_teacher: int
+
+    @property
+    def identical(self) -> bool:
+        """Both lists are the same, in the same order."""
+        return self.student == self.teacher == tuple(range(self.num_student)) and self.num_teacher == self.num_student
+
+    @property
+    def teaches_all(self) -> bool:
+        """Every class of the student is known to the teacher."""
+        return len(set(self.student)) == self.num_student
+
+    @property
+    def learns_all(self) -> bool:
+        """Every class of the teacher is one of the student's."""
+        return len(set(self.teacher)) == self.num_teacher
+
+
+def match_classes(
+    student: Sequence[str] | None, teacher: Sequence[str] | None, num_student: int, num_teacher: int
+) -> ClassMap:
+    """Classes by name; by index where a side has no names and the counts are equal.
+
+    Names are equal without regard to case, spaces, hyphens and underscores.
+
+    Args:
+        student, teacher: the names, None where they are not known (numbers made up in their place do not count).
+
+    Raises:
+        UserError: nothing to go by, or no class in common.
+    """
+    if student is None or teacher is None:
+        return _by_index(student, teacher, num_student, num_teacher)
+    exact = {name: index for index, name in reversed(list(enumerate(teacher)))}
+    loose = {_plain(name): index for index, name in reversed(list(enumerate(teacher)))}
+    found = {index: exact.get(name, loose.get(_plain(name))) for index, name in enumerate(student)}
+    shared = {own: other for own, other in found.items() if other is not None}
+    if not shared:
+        raise UserError(
+            f"no class of the teacher ({_listed(teacher)}) is one of the student's ({_listed(student)}); "
+            "use features only (--d_feature with outputs: {} in the hyp file), or name the same things alike"
+        )
+    classes = ClassMap(tuple(shared), tuple(shared.values()), num_student, num_teacher)
+    _report(classes, student)
+    return classes
+
+
+def _by_index(
+    student: Sequence[str] | None, teacher: Sequence[str] | None, num_student: int, num_teacher: int
+) -> ClassMap:
+    sides = [side for side, names in (("student", student), ("teacher", teacher)) if names is None]
+    if num_student != num_teacher:
+        raise UserError(
+            f"the student has {num_student} classes and the teacher {num_teacher}, and the {' and the '.join(sides)} "
+            "has no class names to map them by; use a checkpoint that holds its names, or features only "
+            "(--d_feature with outputs: {} in the hyp file)"
+        )
+    log.info("no class names in the %s: its %d classes are taken in order", " and the ".join(sides), num_student)
+    indices = tuple(range(num_student))
+    return ClassMap(indices, indices, num_student, num_teacher)
+
+
+def _report(classes: ClassMap, names: Sequence[str]) -> None:
+    if classes.identical:
+        return
+    untaught = [name for index, name in enumerate(names) if index not in classes.student]
+    log.info(
+        "%d of %d teacher classes are the student's%s",
+        len(set(classes.teacher)),
+        classes.num_teacher,
+        f"; not taught: {_listed(untaught)}" if untaught else "",
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - LONGEST_LIST
+    return ", ".join(names[:LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,310 @@
+"""What a model scores on a data set, and how fast."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from engine.precision import autocast, cpu_has_bf16
+from utils.boxes import to_original, xywh_to_xyxy
+from utils.errors import UserError
+from utils.metrics import ConfusionMatrix, Evaluation, evaluate, match
+from utils.nms import non_max_suppression
+from utils.types import Batch
+
+log = logging.getLogger(__name__)
+
+THRESHOLDS = torch.linspace(0.5, 0.95, 10)  # IoU from which on a detection counts as a hit
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a model found in one image, beside what is there; boxes xyxy in pixels of the original image."""
+
+    path: str
+    height: int  # of the original image
+    width: int
+    found: NDArray[np.float32]  # (n, 6) box, confidence, class; the most confident first
+    labels: NDArray[np.float32]  # (m, 5) class, box
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation came to."""
+
+    evaluation: Evaluation
+    speed_ms: tuple[float, float, float]  # pre-processing, inference, suppression; of one image
+    losses: dict[str, float] | None  # mean of each term over the images, where a criterion was given
+    confusion: ConfusionMatrix
+    images: int
+    detections: tuple[Detections, ...] = ()  # of every image, where they were asked for
+
+
+class Evaluator:
+    """Scores models on one loader: `evaluator(model)` returns a `Report`.
+
+    Detections are matched in pixels of the original images. A model that knows other classes than the data is scored
+    on those whose names agree.
+
+    Args:
+        loader: yields `Batch` with frames.
+        conf, iou, max_det: of the non-maximum suppression.
+        half: float16 on CUDA, bfloat16 on CPUs that have it; decoding stays in float32.
+        augment: test-time augmentation.
+        single_class: every object is of class 0, whatever the model calls it.
+        names: the classes of the data.
+        fuse: runs a copy of the model whose batch norms are folded into its convolutions, as it would be deployed.
+        collect: keeps the detections of every image in the report.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        device: torch.device,
+        *,
+        conf: float = 0.001,
+        iou: float = 0.6,
+        max_det: int = 300,
+        half: bool = False,
+        augment: bool = False,
+        single_class: bool = False,
+        names: Sequence[str],
+        fuse: bool = False,
+        collect: bool = False,
+    ) -> None:
+        self.loader = loader
+        self.device = device
+        self.conf = conf
+        self.iou = iou
+        self.max_det = max_det
+        self.precision = _half_precision(device) if half else None
+        self.augment = augment
+        self.single_class = single_class
+        self.names = tuple(names)
+        self.fuse = fuse
+        self.collect = collect
+
+    def __call__(self, model: nn.Module, criterion: nn.Module | None = None, progress: bool = True) -> Report:
+        """Scores the model, which must be on the device, and leaves it as it was.
+
+        Args:
+            criterion: its terms are averaged over the images into `Report.losses`.
+            progress: shows a bar.
+
+        Raises:
+            UserError: the classes of the model and of the data have nothing to do with each other.
+        """
+        known = None if self.single_class else shared_classes(model.names, model.named, self.names)
+        with _evaluating(model), torch.no_grad():
+            running = model
+            if self.fuse:
+                running = copy.deepcopy(model).fuse().to(memory_format=torch.channels_last)
+            return self._run(running, known, criterion, progress)
+
+    def _run(
+        self, model: nn.Module, known: list[tuple[int, int]] | None, criterion: nn.Module | None, progress: bool
+    ) -> Report:
+        tally = _Tally(self.names)
+        clock = _Clock(self.device)
+        losses: dict[str, float] = {}
+        images, not_finite, kept = 0, 0, []
+        with tqdm(self.loader, desc="evaluating", disable=not progress, dynamic_ncols=True, unit="batch") as bar:
+            for batch in bar:
+                clock.start(len(batch.images))
+                moved = batch.to(self.device, torch.channels_last)
+                clock.lap(0)
+                decoded, terms = self._forward(model, moved, criterion)
+                clock.lap(1)
+                not_finite += int((~decoded.isfinite()).flatten(1).any(dim=1).sum())
+                found = self._suppress(decoded, known)
+                clock.lap(2)
+
+                for name, value in terms.items():
+                    losses[name] = losses.get(name, 0.0) + float(value) * len(batch.images)
+                images += len(batch.images)
+                for detections, labelled in zip(self._in_originals(batch, found), batch.labelled.tolist(), strict=True):
+                    if labelled:
+                        tally.add(detections)
+                    if self.collect:
+                        kept.append(detections)
+                bar.set_postfix_str(f"{1000 / max(sum(clock.milliseconds), 1e-6):.1f} images/s")
+        if not_finite:
+            log.warning(
+                "the model's output is not finite in %d of %d images; such boxes are ignored. %s",
+                *(not_finite, images, "The weights hold inf or nan, or half precision overflows"),
+            )
+        return Report(
+            evaluation=tally.evaluation(),
+            speed_ms=clock.milliseconds,
+            losses={name: total / images for name, total in losses.items()} if criterion is not None else None,
+            confusion=tally.confusion,
+            images=images,
+            detections=tuple(kept),
+        )
+
+    def _forward(self, model: nn.Module, batch: Batch, criterion: nn.Module | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decoded boxes (B, N, 5 + C) in float32, and the criterion's terms."""
+        with autocast(self.device, self.precision):
+            if self.augment:
+                decoded = model.predict(batch.images, augment=True)
+            if not self.augment or criterion is not None:
+                prediction = model(batch.images)
+        if not self.augment or criterion is not None:
+            # a bfloat16 pixel coordinate of 500 is off by up to 2: everything after the convolutions is float32
+            prediction = prediction._replace(levels=tuple(level.float() for level in prediction.levels))
+        if not self.augment:
+            decoded = model.head.decode(prediction.levels)
+        return decoded.float(), criterion(prediction, batch) if criterion is not None else {}
+
+    def _suppress(self, decoded: Tensor, known: list[tuple[int, int]] | None) -> list[Tensor]:
+        """Detections (n, 6) of each image in pixels of the tensor, on the CPU; classes are those of the data."""
+        if known is not None:
+            columns = [0, 1, 2, 3, 4, *(5 + own for own, _ in known)]
+            decoded = decoded[..., columns]
+        several = decoded.shape[-1] > 6
+        found = non_max_suppression(
+            decoded, self.conf, self.iou, self.max_det, multi_label=several, agnostic=self.single_class
+        )
+        found = [detections.cpu() for detections in found]
+        for detections in found:
+            if self.single_class:
+                detections[:, 5] = 0
+            elif known is not None:
+                detections[:, 5] = torch.tensor([float(other) for _, other in known])[detections[:, 5].long()]
+        return found
+
+    def _in_originals(self, batch: Batch, found: Sequence[Tensor]) -> Iterator[Detections]:
+        """Detections and labels of each image, in pixels of the original."""
+        height, width = batch.images.shape[2:]
+        targets = batch.targets.cpu()
+        size = targets.new_tensor([width, height, width, height])
+        corners = xywh_to_xyxy(targets[:, 2:6] * size)
+        for index, (frame, path) in enumerate(zip(batch.frames, batch.paths, strict=True)):
+            own = targets[:, 0] == index
+            labels = torch.cat((targets[own, 1:2], to_original(corners[own], frame)), dim=1)
+            boxes = torch.cat((to_original(found[index][:, :4], frame), found[index][:, 4:]), dim=1)
+            yield Detections(path, frame.height, frame.width, boxes.numpy(), labels.numpy())
+
+
+def shared_classes(own: Sequence[str], named: bool, names: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Which class of a model is which of the data: pairs of indices, or None where they agree one by one.
+
+    Matched by name, regardless of capitals, hyphens and underscores; by index where the model's classes have no names,
+    or none in common with the data's, and there are equally many.
+
+    Raises:
+        UserError: nothing agrees.
+    """
+
+    def plain(name: str) -> str:
+        return name.strip().casefold().replace("_", " ").replace("-", " ")
+
+    places = {plain(name): index for index, name in enumerate(names)}
+    pairs = [(index, places[plain(name)]) for index, name in enumerate(own) if plain(name) in places] if named else []
+    if pairs == [(index, index) for index in range(len(names))] and len(own) == len(names):
+        return None
+    if pairs:
+        if len(pairs) < len(names):
+            missing = [name for name in names if plain(name) not in {plain(other) for other in own}]
+            log.warning(
+                "the weights know %d of the data's %d classes by name; not: %s", len(pairs), len(names), _some(missing)
+            )
+        return pairs
+    if len(own) == len(names):
+        if named:
+            log.warning(
+                "the weights' classes (%s) and the data's (%s) share no name; they are matched by index",
+                *(_some(own), _some(names)),
+            )
+        return None
+    known = f"{len(own)} classes ({_some(own)})" if named else f"{len(own)} classes without names"
+    raise UserError(
+        f"the weights know {known} and the data has {len(names)} ({_some(names)}); "
+        "no name agrees, so there is nothing to score. Use weights that were trained on these classes"
+    )
+
+
+class _Tally:
+    """Collects what the scores are made of, image by image."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.confusion = ConfusionMatrix(len(names))
+        self.stats: list[tuple[Any, ...]] = []
+
+    def add(self, detections: Detections) -> None:
+        raise NotImplementedError
+
+    def evaluation(self) -> Evaluation:
+        return evaluate(self.stats, self.names)
+
+
+class _Clock:
+    """Time of each stage. The first batch is left out where others follow: it warms the device up."""
+
+    STAGES = 3
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.batches: list[tuple[int, list[float]]] = []  # images, seconds a stage
+        self.since = 0.0
+
+    def start(self, images: int) -> None:
+        self.batches.append((images, [0.0] * self.STAGES))
+        self.since = self._now()
+
+    def lap(self, stage: int) -> None:
+        now = self._now()
+        self.batches[-1][1][stage] += now - self.since
+        self.since = now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @property
+    def milliseconds(self) -> tuple[float, float, float]:
+        """Of one image, a stage."""
+        counted = self.batches[1:] or self.batches
+        images = max(1, sum(images for images, _ in counted))
+        pre, inference, suppression = (
+            1000 * sum(seconds[stage] for _, seconds in counted) / images for stage in range(self.STAGES)
+        )
+        return pre, inference, suppression
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in, frozen batch norms included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _half_precision(device: torch.device) -> torch.dtype | None:
+    if device.type == "cuda":
+        return torch.float16
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16
+    log.info("--half: this %s has no fast half precision; float32 is used", device.type)
+    return None
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")

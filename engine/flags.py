@@ -1,0 +1,262 @@
+"""The flags of every script, as one table each: spelling, meaning, other spellings, and what values are right.
+
+Defaults stand in the records of `engine/options.py`; `engine/command_line.py` turns a table into a parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from utils.config import Range, pick
+from utils.errors import UserError
+from utils.hyp import OPTIMIZERS
+
+
+class Flag(NamedTuple):
+    """One flag, as `argparse` takes it."""
+
+    spelling: str  # as --help shows it
+    help: str
+    also: tuple[str, ...]  # other spellings
+    arguments: Mapping[str, Any]
+
+    @property
+    def dest(self) -> str:
+        return self.arguments.get("dest") or self.spelling.removeprefix("--").replace("-", "_")
+
+
+Groups = tuple[tuple[str, tuple[Flag, ...]], ...]
+
+
+def _flag(spelling: str, text: str, also: str = "", **arguments: Any) -> Flag:
+    return Flag(spelling, text, tuple(also.split()), arguments)
+
+
+def _switch(spelling: str, text: str, also: str = "", **arguments: Any) -> Flag:
+    return _flag(spelling, text, also, action="store_true", **arguments)
+
+
+def _number(kind: type, **limits: float) -> Callable[[str], Any]:
+    """An argparse type: a number in a range."""
+    noun, span = "a whole number" if kind is int else "a number", Range(**limits)
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or value not in span:
+            raise argparse.ArgumentTypeError(f"got '{text}', expected {noun} {span}")
+        return value
+
+    return convert
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    """An argparse type: one of a few words."""
+
+    def convert(text: str) -> str:
+        try:
+            return pick(text, choices, "value")
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("value: ")) from error
+
+    return convert
+
+
+def _batch_size(text: str) -> int:
+    if text.lstrip("-").isdigit() and int(text) == -1:
+        raise argparse.ArgumentTypeError("there is no automatic batch size; name the total over all GPUs, such as 16")
+    return int(_number(int, low=1)(text))
+
+
+def _save_period(text: str) -> int:
+    return 0 if text == "-1" else int(_number(int, low=0)(text))  # -1 is YOLOv5's "never"
+
+
+_IMGSZ = _flag(
+    "--imgsz",
+    "size in pixels, or height and width",
+    also="--img --img-size --image-size",
+    type=_number(int, low=32),
+    nargs="+",
+    metavar="N",
+)
+_HARDWARE = (
+    _flag("--device", "cpu, 0, 0,1 (several: with torchrun); empty takes a GPU where there is one", metavar="D"),
+    _flag("--workers", "loader processes a rank, 0 loads in the main process", type=_number(int, low=0), metavar="N"),
+)
+_RESULTS = (
+    _flag("--project", "folder of the runs", metavar="DIR"),
+    _flag("--name", "of this run's folder; a number is added where it is taken"),
+    _switch("--exist-ok", "write into the folder even so"),
+    _switch("--noplots", "no figures"),
+    _switch("--verbose", "say more"),
+)
+
+TRAIN_FLAGS: Groups = (
+    (
+        "what is trained, on what",
+        (
+            _flag("--weights", "checkpoint to start from, or a known name (yolov5s.pt); '' starts from scratch"),
+            _flag("--cfg", "architecture: yolov5n ... yolov5x6, or a model YAML"),
+            _flag("--data", "data set: a YAML file, or one of ours (coco, coco128, VOC, VisDrone, demo)"),
+            _switch("--single-cls", "treat all classes as one"),
+            _flag("--freeze", "first N layers, or a list of layers", type=_number(int, low=0), nargs="+", metavar="N"),
+            _flag("--resume", "go on with the last run, or with that of a last.pt or folder", nargs="?", const=""),
+        ),
+    ),
+    (
+        "recipe",
+        (
+            _flag("--hyp", "hyper-parameters: a file, or one of ours in hyp/ (scratch-low, finetune ...)"),
+            _flag("--epochs", "passes over the training images", type=_number(int, low=1), metavar="N"),
+            _flag("--batch-size", "images a batch, over all GPUs", also="--batch", type=_batch_size, metavar="N"),
+            _flag("--optimizer", f"{', '.join(OPTIMIZERS)}; default the recipe's, else SGD", type=_one_of(*OPTIMIZERS)),
+            _flag("--adam", "the same as --optimizer Adam", dest="optimizer", action="store_const", const="Adam"),
+            _flag("--cos-lr", "cosine decay", dest="lr_decay", action="store_const", const="cosine"),
+            _flag("--linear-lr", "linear decay (default)", dest="lr_decay", action="store_const", const="linear"),
+            _flag("--poly-lr", "polynomial decay", dest="lr_decay", action="store_const", const="poly"),
+            _flag("--label-smoothing", "default the recipe's", type=_number(float, low=0, below=1), metavar="E"),
+            _flag("--close-mosaic", "last N epochs without mosaic", type=_number(int, low=0), metavar="N"),
+            _flag("--patience", "stop after N epochs without gain, 0 never", type=_number(int, low=0), metavar="N"),
+            _flag("--clip-grad", "largest norm of the gradient", type=_number(float, above=0), metavar="X"),
+            _switch("--noautoanchor", "keep the anchors even if they fit the data badly"),
+            _flag("--seed", "of all chance", type=_number(int, low=0), metavar="N"),
+        ),
+    ),
+    (
+        "images",
+        (
+            _IMGSZ,
+            _switch("--rect", "batches of one aspect ratio instead of mosaic"),
+            _switch("--multi-scale", "every batch at a random size, half to one and a half"),
+            _switch("--quad", "a quarter of the images, each four times as large"),
+            _switch("--image-weights", "draw images of badly detected classes more often"),
+            _flag(
+                "--cache",
+                "keep decoded images in ram or on disk",
+                also="--cache-images",
+                type=_one_of("ram", "disk"),
+                nargs="?",
+                const="ram",
+                metavar="ram|disk",
+            ),
+        ),
+    ),
+    (
+        "hardware",
+        (
+            *_HARDWARE,
+            _flag(
+                "--amp",
+                "mixed precision: auto, on, off, bf16, fp16",
+                type=_one_of("auto", "on", "off", "bf16", "fp16"),
+                nargs="?",
+                const="on",
+            ),
+            _switch("--sync-bn", "batch statistics over all GPUs"),
+        ),
+    ),
+    (
+        "validation and results",
+        (
+            _switch("--noval", "validate after the last epoch only", also="--notest"),
+            _flag("--val-period", "epochs between validations", type=_number(int, low=1), metavar="N"),
+            _switch("--nosave", "save after the last epoch only"),
+            _flag("--save-period", "keep every Nth epoch's weights, 0 none", type=_save_period, metavar="N"),
+            *_RESULTS,
+        ),
+    ),
+)
+
+DISTILL_FLAGS: Groups = (
+    (
+        "teacher",
+        (
+            _flag("--t_weights", "the teacher's checkpoint", also="--teacher-weights"),
+            _flag("--t_cfg", "its architecture, where the file does not say", also="--teacher-cfg"),
+            _switch("--d_output", "learn from its outputs (default)"),
+            _switch("--d_feature", "learn from its outputs and features"),
+            _switch("--baseline", "first train the same student without a teacher, and compare"),
+        ),
+    ),
+    *TRAIN_FLAGS,
+)
+
+VAL_FLAGS: Groups = (
+    (
+        "what is evaluated, on what",
+        (
+            _flag("--weights", "one checkpoint or several, compared in one table", nargs="+"),
+            _flag("--cfg", "their architecture, where the file does not say"),
+            _flag("--t_weights", "a teacher to compare with", also="--teacher-weights"),
+            _flag("--t_cfg", "its architecture, where the file does not say", also="--teacher-cfg"),
+            _flag("--data", "data set: a YAML file, or one of ours (coco, coco128, VOC, VisDrone, demo)"),
+            _flag("--task", "train, val, test: which images; speed", type=_one_of("train", "val", "test", "speed")),
+            _switch("--single-cls", "treat all classes as one"),
+        ),
+    ),
+    (
+        "how",
+        (
+            _IMGSZ,
+            _flag("--batch-size", "images a batch", also="--batch", type=_batch_size, metavar="N"),
+            _flag("--conf-thres", "least confidence", also="--conf", type=_number(float, low=0, high=1), metavar="P"),
+            _flag(
+                "--iou-thres", "overlap of suppression", also="--iou", type=_number(float, low=0, high=1), metavar="P"
+            ),
+            _flag("--max-det", "detections an image", type=_number(int, low=1), metavar="N"),
+            _switch("--rect", "batches of one aspect ratio (default)"),
+            _flag("--no-rect", "square batches", dest="rect", action="store_false"),
+            _switch("--augment", "test-time augmentation"),
+            _switch("--half", "half precision"),
+        ),
+    ),
+    ("hardware", _HARDWARE),
+    (
+        "results",
+        (
+            _switch("--save-txt", "detections as one label file an image"),
+            _switch("--save-conf", "with their confidence"),
+            _switch("--save-json", "detections in COCO format, and pycocotools' figures beside ours"),
+            *_RESULTS,
+        ),
+    ),
+)
+
+FLAGS: Mapping[str, Groups] = MappingProxyType(
+    {"train.py": TRAIN_FLAGS, "train_distill.py": DISTILL_FLAGS, "val.py": VAL_FLAGS}
+)
+
+_NO_WANDB = "there is no Weights & Biases here; the run folder holds results.csv and TensorBoard events"
+_NO_EVOLUTION = "there is no evolution of hyper-parameters here; name a recipe with --hyp"
+_NUMBERS = "the run folder holds the numbers in results.csv and metrics.json"
+# flags of the ancestors that are not here -> what to do instead
+ABSENT: Mapping[str, str] = MappingProxyType(
+    {
+        "--evolve": _NO_EVOLUTION,
+        "--evolve-population": _NO_EVOLUTION,
+        "--resume-evolve": _NO_EVOLUTION,
+        "--bucket": "nothing is uploaded; copy the run folder where you want it",
+        "--entity": _NO_WANDB,
+        "--upload-dataset": _NO_WANDB,
+        "--bbox-interval": _NO_WANDB,
+        "--artifact-alias": _NO_WANDB,
+        "--log-imgs": _NO_WANDB,
+        "--log-artifacts": _NO_WANDB,
+        "--ndjson-console": _NUMBERS,
+        "--ndjson-file": _NUMBERS,
+        "--local-rank": "start with torchrun --nproc_per_node N, which needs no such flag",
+        "--v5-metric": "mAP is always computed as YOLOv5 does; leave it out",
+        "--save-hybrid": "labels and detections are not mixed; use --save-txt",
+        "--dnn": "weights run in PyTorch only; leave it out",
+        "--no-trace": "models are never traced; leave it out",
+        "--nms": "overlapping boxes are always suppressed; leave it out",
+        "--study": "run val.py once for each --imgsz",
+        "--autobatch": "there is no automatic batch size; use --batch-size",
+    }
+)

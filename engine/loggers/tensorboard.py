@@ -1,0 +1,33 @@
+"""TensorBoard events, where the package is installed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from engine.callbacks import Callback, EpochRecord, Outcome
+from engine.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class TensorBoard(Callback):
+    """Every column of results.csv as a scalar."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            log.info("TensorBoard is not installed: no events are written (pip install tensorboard)")
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(folder))
+
+    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
+        if self.writer is not None:
+            for name, value in record.row().items():
+                self.writer.add_scalar(name, value, record.epoch + 1)
+
+    def on_fit_end(self, trainer: Trainer, outcome: Outcome) -> None:
+        if self.writer is not None:
+            self.writer.close()

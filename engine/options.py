@@ -1,0 +1,266 @@
+"""What the command line says of this run. Imports no torch, so that `--help` and a mistyped flag answer at once.
+
+Every flag is a field of a frozen record, where its default stands. Dashes and underscores are the same, and the
+spellings that people bring from YOLOv5 and YOLOv7 work; those of features that are not here are answered by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from engine.command_line import parse, spelling
+from utils.config import from_mapping, read_yaml, to_mapping, write_mapping
+from utils.errors import UserError
+from utils.hyp import DEFAULT, Hyp, read_hyp
+
+# what runs where the user names neither a model nor data; one flag of theirs replaces one entry
+DEMO: Mapping[str, Any] = MappingProxyType(
+    {
+        "weights": "",
+        "cfg": "yolov5p",
+        "data": "demo.yaml",
+        "hyp": "hyp/demo.yaml",
+        "imgsz": (192, 192),
+        "epochs": 12,
+        "batch_size": 16,
+        "name": "demo",
+        "t_weights": "weights/demo-teacher.pt",
+        "d_feature": True,
+        "baseline": False,
+    }
+)
+_OWN_MATTER = frozenset({"weights", "cfg", "data", "t_weights", "t_cfg", "resume"})  # any of these: not the demo
+# the rest of a resumed run's options is its own; a teacher may have moved
+_RESUME_TAKES = frozenset({"resume", "project", "device", "workers", "cache", "verbose", "noplots", "t_weights"})
+
+
+# -- the records ------------------------------------------------------------------------------------------------------
+
+
+def _default_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What all scripts share."""
+
+    data: str = ""
+    batch_size: int = 16  # over all ranks
+    imgsz: tuple[int, int] = (640, 640)  # height, width; rounded to the model's stride later
+    single_cls: bool = False
+    device: str = ""
+    workers: int = field(default_factory=_default_workers)  # a rank
+    project: str = "runs"
+    name: str = "exp"
+    exist_ok: bool = False
+    noplots: bool = False
+    verbose: bool = False
+    demo: bool = False  # the embedded default runs
+    explicit: frozenset[str] = frozenset()  # fields that the command line names
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as opt.yaml and checkpoints hold it."""
+        values = to_mapping(self)
+        del values["explicit"]
+        return values
+
+    def save(self, path: Path | str) -> Path:
+        return write_mapping(path, self.to_dict())
+
+
+@dataclass(frozen=True)
+class Options(_Record):
+    """Of train.py."""
+
+    weights: str = "yolov5s.pt"  # '' is from scratch
+    cfg: str = ""
+    hyp: str = DEFAULT
+    epochs: int = 100
+    single_cls: bool = False
+    rect: bool = False
+    multi_scale: bool = False
+    quad: bool = False
+    image_weights: bool = False
+    cache: str = ""  # '', ram, disk
+    optimizer: str | None = None  # None: the recipe's, else SGD
+    lr_decay: str = "linear"  # linear, cosine, poly
+    label_smoothing: float | None = None  # None: the recipe's
+    close_mosaic: int = 0
+    freeze: tuple[int, ...] = ()  # as given; see `frozen_layers`
+    noautoanchor: bool = False
+    patience: int = 100  # 0 is never
+    clip_grad: float = 10.0
+    amp: str = "auto"  # auto, on, off, bf16, fp16
+    sync_bn: bool = False
+    seed: int = 0
+    noval: bool = False
+    val_period: int = 1
+    nosave: bool = False
+    save_period: int = 0  # 0 is never
+    resume: str | None = None  # '' is the most recent run of the project
+    project: str = "runs/train"
+
+    @property
+    def frozen_layers(self) -> tuple[int, ...]:
+        """`--freeze 10` is the first ten layers, `--freeze 3 5` those two."""
+        return tuple(range(self.freeze[0])) if len(self.freeze) == 1 else self.freeze
+
+
+@dataclass(frozen=True)
+class DistillOptions(Options):
+    """Of train_distill.py."""
+
+    weights: str = ""
+    t_weights: str = ""
+    t_cfg: str = ""
+    d_output: bool = False
+    d_feature: bool = False  # outputs and features; neither flag: outputs
+    baseline: bool = False
+    project: str = "runs/distill"
+
+
+@dataclass(frozen=True)
+class ValOptions(_Record):
+    """Of val.py."""
+
+    weights: tuple[str, ...] = ()
+    t_weights: str = ""
+    cfg: str = ""
+    t_cfg: str = ""
+    batch_size: int = 32
+    task: str = "val"  # train, val, test, speed
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    rect: bool = True
+    augment: bool = False
+    half: bool = False
+    save_txt: bool = False
+    save_conf: bool = False
+    save_json: bool = False
+    project: str = "runs/val"
+
+
+R = TypeVar("R", bound=_Record)
+
+
+# -- the scripts' doors -----------------------------------------------------------------------------------------------
+
+
+def train_options(argv: Sequence[str] | None = None) -> Options:
+    """Options of train.py; without any model or data, those of the embedded demo.
+
+    Raises:
+        UserError: an unknown or contradictory flag, a value out of range, no data.
+    """
+    options = _parse("train.py", Options, argv)
+    if "cfg" in options.explicit and "weights" not in options.explicit:
+        options = dataclasses.replace(options, weights="")
+    if options.resume is None:
+        _need(options, weights=True)
+    return options
+
+
+def distill_options(argv: Sequence[str] | None = None) -> DistillOptions:
+    """Options of train_distill.py; without any model or data, those of the embedded demo.
+
+    Raises:
+        UserError: as `train_options`, or no teacher.
+    """
+    options = _parse("train_distill.py", DistillOptions, argv)
+    if options.resume is None:
+        if not options.t_weights:
+            raise UserError(
+                "--t_weights is missing: name the teacher's weights, such as --t_weights yolov5m.pt "
+                "(without any argument the demo runs)"
+            )
+        _need(options, weights=True)
+    return options
+
+
+def val_options(argv: Sequence[str] | None = None) -> ValOptions:
+    """Options of val.py.
+
+    Raises:
+        UserError: an unknown flag, a value out of range, no weights, no data.
+    """
+    options = _parse("val.py", ValOptions, argv)
+    if not any(options.weights) and not options.t_weights:
+        raise UserError("--weights is missing: name one or several checkpoints, such as --weights yolov5s.pt")
+    _need(options, weights=False)
+    return options
+
+
+def recipe(options: Options) -> Hyp:
+    """The hyper-parameters of this run: the file of --hyp, with what the command line says instead.
+
+    `optimizer` is a name afterwards, SGD where nobody chose.
+    """
+    hyp = read_hyp(options.hyp)
+    smoothing = hyp.label_smoothing if options.label_smoothing is None else options.label_smoothing
+    return dataclasses.replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD", label_smoothing=smoothing)
+
+
+def _parse(script: str, record: type[R], argv: Sequence[str] | None) -> R:
+    given = parse(script, sys.argv[1:] if argv is None else argv, record())
+    explicit = frozenset(given)
+    if issubclass(record, Options) and not explicit & _OWN_MATTER:
+        fields = {item.name for item in dataclasses.fields(record)}
+        embedded = {name: value for name, value in DEMO.items() if name in fields} | {"demo": True}
+        if "d_output" in explicit:  # on its own it asks for outputs only
+            embedded.pop("d_feature", None)
+        given = embedded | given
+    return record(**given, explicit=explicit)
+
+
+def _need(options: Options | ValOptions, weights: bool) -> None:
+    if weights and not options.weights and not options.cfg:
+        raise UserError(
+            "--weights is missing: name a checkpoint, such as --weights yolov5n.pt, or an architecture to start "
+            "from scratch, such as --cfg yolov5n"
+        )
+    if not options.data:
+        raise UserError("--data is missing: name the YAML file of a data set, such as --data coco128.yaml")
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def options_from_file(path: Path | str, record: type[R]) -> R:
+    """The options of a run from its opt.yaml; `path` is that file, the run's folder, or weights in it."""
+    path = Path(path)
+    tried = [path / "opt.yaml", path.parent / "opt.yaml", path.parent.parent / "opt.yaml"]
+    file = path if path.suffix in (".yaml", ".yml") else next((file for file in tried if file.is_file()), None)
+    if file is None:
+        raise UserError(f"{path}: no opt.yaml beside it; --resume continues a run folder of this repository")
+    return options_from_dict(read_yaml(file), record, str(file))
+
+
+def options_from_dict(mapping: Mapping[str, Any], record: type[R], where: str) -> R:
+    """The inverse of `to_dict`; `where` starts the errors."""
+    distilled = "t_weights" in mapping and "epochs" in mapping
+    if issubclass(record, Options) and distilled != issubclass(record, DistillOptions):
+        script = "train_distill.py" if distilled else "train.py"
+        raise UserError(f"{where}: a run of {script}; resume it there")
+    return from_mapping(mapping, record, where)
+
+
+def resumed(options: R, stored: R) -> R:
+    """The stored options of a run, with those of the command line that may change when it goes on.
+
+    Raises:
+        UserError: the command line names another one.
+    """
+    for name in sorted(options.explicit - _RESUME_TAKES):
+        raise UserError(f"--resume goes on with the run's own options: leave out {spelling(name)}")
+    changed = options.explicit - {"project"}  # it only says where to look
+    return dataclasses.replace(stored, explicit=options.explicit, **{name: getattr(options, name) for name in changed})

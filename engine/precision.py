@@ -1,0 +1,76 @@
+"""Which device, and which number format on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+
+import torch
+
+from utils import dist
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """`''` takes a GPU where there is one; under torchrun each rank takes its own.
+
+    Raises:
+        UserError: the device is not there, or several are named without torchrun.
+    """
+    name = name.strip().lower().removeprefix("cuda:")
+    if name in ("cpu", "mps"):
+        return torch.device(name)
+    wanted = [part for part in name.split(",") if part] if name not in ("", "cuda") else []
+    if not all(part.isdigit() for part in wanted):
+        raise UserError(f"--device: got '{name}', expected cpu, mps, or the numbers of GPUs such as 0 or 0,1")
+    if not torch.cuda.is_available():
+        if wanted or name == "cuda":
+            raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+        return torch.device("cpu")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if len(wanted) > 1 and ranks == 1:
+        raise UserError(
+            f"--device {name}: one process drives one GPU; start with torchrun --nproc_per_node {len(wanted)}"
+        )
+    index = int(wanted[dist.local_rank() % len(wanted)]) if wanted else dist.local_rank()
+    if index >= torch.cuda.device_count():
+        raise UserError(f"--device: GPU {index} asked for, but there are {torch.cuda.device_count()}")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def cpu_has_bf16() -> bool:
+    """Whether bf16 matrix products are done in hardware, so that autocast is a gain and not a loss."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    avx512 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(amx() or avx512())
+
+
+def choose_precision(device: torch.device, amp: str) -> torch.dtype | None:
+    """The autocast format, None for plain float32. `amp`: auto, on, off, bf16, fp16."""
+    if amp == "off" or device.type == "mps":
+        return None
+    if device.type == "cuda":
+        return torch.bfloat16 if amp == "bf16" else torch.float16
+    if amp == "fp16":
+        raise UserError("--amp fp16: a CPU trains in bf16 or float32; use --amp auto")
+    return torch.bfloat16 if amp in ("on", "bf16") or cpu_has_bf16() else None
+
+
+def autocast(device: torch.device, precision: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """The context of a forward pass."""
+    if precision is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision)
+
+
+def describe(device: torch.device, precision: torch.dtype | None) -> str:
+    number = str(precision or torch.float32).removeprefix("torch.")
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {number}"
+    return f"{device.type} with {torch.get_num_threads()} threads, {number}"

@@ -1,0 +1,35 @@
+"""What is trained is a task; the loop knows nothing else.
+
+The contract, fulfilled by `DetectionTask` here and by `DistillationTask` in `distill/task.py`:
+
+    task.model            the student; the only part that is validated, averaged (EMA) and saved as weights
+    task(batch)           -> dict of weighted scalar terms, means per image, whose sum is minimised; the keys stay
+                          the same through a run
+    task.at(progress)     called before each step, pure in `progress` (so resume needs nothing)
+
+Everything that learns is a submodule of the task, so that optimizer, DDP and checkpoint find it unasked. Which
+parameters require a gradient may change in `at`, but only at the first step of an epoch: there the trainer wraps the
+task for DDP anew.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from utils.types import Batch, Progress
+
+
+class DetectionTask(nn.Module):
+    """A model and its detection loss."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def at(self, progress: Progress) -> None:
+        """Nothing here changes over time."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.criterion(self.model(batch.images), batch)
+        return terms

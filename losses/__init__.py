@@ -1,0 +1,21 @@
+"""Detection losses: raw levels and targets become named terms.
+
+The contract of a criterion, an `nn.Module`:
+
+    Criterion(head, hyp, image_size)    head: the detection head whose predictions it judges (strides, anchors, number
+                                        of classes are read from it; it is not owned: neither trained nor saved here);
+                                        hyp: the recipe; image_size: height and width of training, pixels
+    criterion(prediction, batch)        -> dict of weighted scalar terms, means per image; the keys are constant
+    criterion.at(progress)              optional; called before each step, pure in `progress`
+
+Whatever the levels' type, a criterion computes in float32. Images whose `batch.labelled` is False have no part in any
+term. Every term stays attached to the graph and finite when there are no targets, and no labelled images. The trainer
+scales the sum by the global batch.
+"""
+
+from losses.anchor import AnchorLoss
+
+# by the kind of head: "anchor" is v3 and v5
+LOSSES = {
+    "anchor": AnchorLoss,
+}

@@ -1,0 +1,127 @@
+"""Rows -> layer specs -> modules, with a closed vocabulary: nothing in a model file is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from models.blocks import BLOCKS
+from models.blocks.activation import replace_activations
+from models.blocks.base import LayerSpec
+from models.heads import HEADS
+from models.spec import ModelSpec, read_spec
+from utils.errors import UserError
+from utils.registry import find
+from utils.types import FeatureInfo
+
+__all__ = ["Graph", "ModelSpec", "build_graph", "layer_specs", "read_spec"]
+
+PROBE = 256  # pixels; strides up to 128 divide it
+MANY_INPUTS = {"Concat", *HEADS}  # layers that take a list of maps
+
+
+class Graph(NamedTuple):
+    """Modules in order, and how they are wired. The last one is the head."""
+
+    layers: nn.Sequential
+    sources: tuple[tuple[int, ...], ...]  # of each layer; -1 is the image
+    joins: tuple[bool, ...]  # whether a layer takes a list of maps
+    info: tuple[FeatureInfo, ...]  # of every layer but the head
+
+
+def layer_specs(spec: ModelSpec) -> tuple[LayerSpec, ...]:
+    """The rows of backbone and head in one sequence, depths scaled, sources absolute."""
+    rows = [("backbone", i, row) for i, row in enumerate(spec.backbone)]
+    rows += [("head", i, row) for i, row in enumerate(spec.head)]
+    return tuple(_layer_spec(index, *row, spec) for index, row in enumerate(rows))
+
+
+def _layer_spec(index: int, section: str, place: int, row: tuple[Any, ...], spec: ModelSpec) -> LayerSpec:
+    sources, number, module, args = row
+    where = f"{spec.name}: {section} row {place}, layer {index} {_as_written(row)}"
+    listed = sources if isinstance(sources, tuple) else (sources,)
+    absolute = tuple(source + index if source < 0 else source for source in listed)
+    for written, source in zip(listed, absolute):
+        if not -1 <= source < index:
+            raise UserError(f"{where}: 'from' {written} is not a layer before this one")
+    if len(absolute) > 1 and module in BLOCKS and module not in MANY_INPUTS:
+        raise UserError(f"{where}: {module} takes one input; got {len(absolute)}")
+    depth = max(round(number * spec.depth_multiple), 1) if number > 1 else 1
+    return LayerSpec(index, absolute, depth, module, args, where)
+
+
+def build_graph(spec: ModelSpec, num_classes: int) -> Graph:
+    """Builds every layer and measures, on an image without content, what it puts out.
+
+    Raises:
+        UserError: a row that names no known module, or arguments or inputs that its module cannot take.
+    """
+    *body, last = layer_specs(spec)
+    if last.module not in HEADS:
+        find("head", last.module, HEADS)
+    maps: dict[int, Tensor] = {-1: torch.empty(1, 3, PROBE, PROBE, device="meta")}
+    layers, info = [], []
+    for layer in body:
+        module, maps[layer.index] = _tried(layer, _build_layer, layer, maps, spec)
+        layers.append(module)
+        channels, height = maps[layer.index].shape[1:3]
+        info.append(FeatureInfo(layer.index, channels, PROBE // height))
+    layers.append(_tried(last, _build_head, last, info, spec, num_classes))
+    return Graph(
+        nn.Sequential(*layers),
+        tuple(layer.sources for layer in (*body, last)),
+        tuple(layer.module in MANY_INPUTS for layer in (*body, last)),
+        tuple(info),
+    )
+
+
+def _build_layer(layer: LayerSpec, maps: dict[int, Tensor], spec: ModelSpec) -> tuple[nn.Module, Tensor]:
+    """The module of a row, and its output without content (on the device "meta")."""
+    block = find("block", layer.module, BLOCKS)
+    inputs = [maps[source] for source in layer.sources]
+    c_in = [x.shape[1] for x in inputs]
+    module, c_out = block.from_spec(layer, c_in, spec.width_multiple)
+    if layer.number > 1 and not block.repeats_inside:
+        more = [block.from_spec(layer, [c_out], spec.width_multiple)[0] for _ in range(layer.number - 1)]
+        module = nn.Sequential(module, *more)
+    if spec.activation:
+        replace_activations(module, spec.activation)
+    return module, _output_on_meta(module, inputs if layer.module in MANY_INPUTS else inputs[0])
+
+
+def _build_head(layer: LayerSpec, info: Sequence[FeatureInfo], spec: ModelSpec, num_classes: int) -> nn.Module:
+    levels = [info[source] for source in layer.sources]
+    return HEADS[layer.module].from_spec(
+        layer, [level.channels for level in levels], [level.stride for level in levels], num_classes, spec.anchors
+    )
+
+
+@torch.no_grad()
+def _output_on_meta(module: nn.Module, x: Tensor | list[Tensor]) -> Tensor:
+    """Runs a module on shapes alone; its own weights and statistics are left out of it."""
+    tensors = {name: value.to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
+    training = module.training
+    output: Tensor = functional_call(module.eval(), tensors, (x,))
+    module.train(training)
+    return output
+
+
+def _tried(layer: LayerSpec, build: Any, *args: Any) -> Any:
+    """What `build(*args)` returns; what goes wrong is told with the row."""
+    try:
+        return build(*args)
+    except UserError as error:
+        raise UserError(f"{layer.where}: {error}") from error
+    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError, AttributeError) as error:
+        raise UserError(f"{layer.where}: {str(error).splitlines()[0]}") from error
+
+
+def _as_written(value: Any) -> str:
+    """A row as a model file has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(_as_written(part) for part in value)}]"
+    return str(value)

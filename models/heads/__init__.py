@@ -1,0 +1,14 @@
+"""Detection heads: the last row of a model file.
+
+A head is built by `from_spec(spec, channels, strides, num_classes, anchors)` and knows `num_classes`, `num_levels`
+and `strides`. It takes one map a level, puts out a `Prediction` of raw levels in training and evaluation alike, and
+`decode(levels)` turns these into (B, N, 5 + C) rows of x, y, w, h (centre, pixels), objectness, class scores.
+"""
+
+from __future__ import annotations
+
+from models.heads.anchor import Detect
+
+HEADS = {
+    "Detect": Detect,
+}

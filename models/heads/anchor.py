@@ -1,0 +1,134 @@
+"""The anchor head of YOLOv3 and YOLOv5: one 1×1 convolution a level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.base import LayerSpec
+from utils.types import Prediction
+
+Anchors = int | Sequence[Sequence[float]]
+
+
+class Detect(nn.Module):
+    """Puts out (B, A, H, W, 5 + C) a level: x, y, w, h, objectness, classes, all before the sigmoid.
+
+    Args:
+        num_classes: C.
+        anchors: per level w, h, w, h ... in pixels, in the order of the levels or coarsest first (then it is
+            turned round); or how many a level, to be found from data later (`provisional`).
+        channels: of each level's map.
+        strides: of each level, pixels.
+    """
+
+    def __init__(
+        self, num_classes: int, anchors: Anchors, channels: Sequence[int], strides: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_levels = len(channels)
+        self.provisional = isinstance(anchors, int)  # True: stand-ins, waiting for anchors fitted to the data
+        rows = _stand_in_anchors(anchors, strides) if isinstance(anchors, int) else anchors
+        sizes = _in_stride_order(_checked(rows, self.num_levels), strides)
+        self.num_anchors = len(sizes[0])
+
+        self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
+        # in units of the stride, as in the published checkpoints
+        scaled = [[[side / stride for side in pair] for pair in level] for level, stride in zip(sizes, strides)]
+        self.register_buffer("anchors", torch.tensor(scaled, dtype=torch.float32))
+        outputs = self.num_anchors * (5 + num_classes)
+        self.m = nn.ModuleList(nn.Conv2d(level_channels, outputs, 1) for level_channels in channels)
+        self._set_biases(strides)
+
+    @classmethod
+    def from_spec(
+        cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, anchors: Anchors
+    ) -> Detect:
+        """Of the row `[levels, 1, Detect, [nc, anchors]]`. Anchors written into the row win over the file's."""
+        own = spec.args[1] if len(spec.args) > 1 and not isinstance(spec.args[1], str) else anchors
+        return cls(num_classes, own, channels, strides)
+
+    def forward(self, maps: Sequence[Tensor]) -> Prediction:
+        levels = []
+        for convolution, features in zip(self.m, maps):
+            x = convolution(features).unflatten(1, (self.num_anchors, 5 + self.num_classes))
+            levels.append(x.permute(0, 1, 3, 4, 2).contiguous())
+        return Prediction(tuple(levels))
+
+    def decode(self, levels: Sequence[Tensor]) -> Tensor:
+        """Raw levels -> (B, N, 5 + C) float32: x, y, w, h (centre, pixels), objectness, class scores in [0, 1].
+
+        Rows run over levels, then anchors, rows, columns.
+        """
+        decoded = []
+        for index, level in enumerate(levels):
+            scores = level[..., 4:].float().sigmoid()
+            decoded.append(torch.cat((self.decode_boxes(index, level), scores), dim=-1).flatten(1, 3))
+        return torch.cat(decoded, dim=1)
+
+    def decode_boxes(self, level_index: int, level: Tensor) -> Tensor:
+        """A raw level (B, A, H, W, 4 or more) -> boxes (B, A, H, W, 4) x, y, w, h (centre, pixels), float32."""
+        height, width = level.shape[2:4]
+        stride = self.strides[level_index]
+        rows = torch.arange(height, device=level.device, dtype=torch.float32)
+        columns = torch.arange(width, device=level.device, dtype=torch.float32)
+        cells = torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
+
+        x = level[..., :4].float().sigmoid()
+        centres = (2 * x[..., :2] - 0.5 + cells) * stride
+        sides = (2 * x[..., 2:]) ** 2 * (self.anchors[level_index].float() * stride)[:, None, None]
+        return torch.cat((centres, sides), dim=-1)
+
+    @property
+    def anchors_px(self) -> Tensor:
+        """(L, A, 2) w, h in pixels."""
+        return self.anchors * self.strides[:, None, None]
+
+    @torch.no_grad()
+    def set_anchors_px(self, anchors: Tensor) -> None:
+        """Overwrites the anchors in place; (L, A, 2) pixels, in the order of the levels."""
+        if anchors.shape != self.anchors.shape:
+            raise ValueError(f"anchors of shape {tuple(anchors.shape)} do not fit {tuple(self.anchors.shape)}")
+        strides = self.strides[:, None, None]
+        self.anchors.copy_(anchors.to(device=strides.device, dtype=strides.dtype) / strides)
+        self.provisional = False
+
+    @torch.no_grad()
+    def _set_biases(self, strides: Sequence[int]) -> None:
+        """Starts near the usual share of objects: 8 an image of 640 pixels, classes nearly equally likely."""
+        for convolution, stride in zip(self.m, strides):
+            biases = convolution.bias.view(self.num_anchors, -1)
+            biases[:, 4] += math.log(8 / (640 / stride) ** 2)
+            biases[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+
+
+def _checked(anchors: Sequence[Sequence[float]], num_levels: int) -> list[list[tuple[float, float]]]:
+    """Rows of w, h, w, h ... as pairs; the same number for each of the levels."""
+    if len(anchors) != num_levels:
+        raise ValueError(f"{len(anchors)} rows of anchors for {num_levels} levels")
+    if len({len(row) for row in anchors}) != 1 or len(anchors[0]) % 2 or not len(anchors[0]):
+        raise ValueError("every level needs the same number of anchors, each a width and a height")
+    if any(side <= 0 for row in anchors for side in row):
+        raise ValueError("anchors have positive widths and heights")
+    return [list(zip(row[::2], row[1::2])) for row in anchors]
+
+
+def _in_stride_order(
+    sizes: list[list[tuple[float, float]]], strides: Sequence[int]
+) -> list[list[tuple[float, float]]]:
+    """Turns the levels round when anchors grow the other way than strides."""
+    areas = [sum(width * height for width, height in level) for level in sizes]
+    opposite = (areas[-1] - areas[0]) * (strides[-1] - strides[0]) < 0
+    return sizes[::-1] if opposite else sizes
+
+
+def _stand_in_anchors(number: int, strides: Sequence[int]) -> list[list[float]]:
+    """Squares of 1.5 to 6 strides, so that a model of unknown anchors is a working one."""
+    if number < 1:
+        raise ValueError(f"a level needs at least one anchor; got {number}")
+    sides = [1.5 * 4 ** (k / max(1, number - 1)) for k in range(number)]
+    return [[round(side * stride, 2) for side in sides for _ in range(2)] for stride in strides]

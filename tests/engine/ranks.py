@@ -1,0 +1,105 @@
+"""What each of two gloo ranks does in test_distributed.py: run by torchrun, writes what it saw to a folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from distill.task import DistillationTask, build_distillation
+from engine.optim import Recipe, Timetable, build_optimizer
+from engine.trainer import Plan, Trainer, wrap
+from losses.anchor import AnchorLoss
+from models.graph import read_spec
+from models.yolo import Model
+from utils.hyp import Hyp, Schedule
+from utils.types import Batch, Progress
+
+CPU = torch.device("cpu")
+SIZE = 64
+
+
+def distillation() -> DistillationTask:
+    """A small student and a bigger teacher, the same on every rank."""
+    torch.manual_seed(0)
+    hyp = Hyp(schedule=Schedule(kind="cosine", end=0.1, off_epochs=1))
+    student, teacher = (Model(read_spec(name), 2, ("a", "b")) for name in ("yolov5p", "yolov5n"))
+    criterion = AnchorLoss(student.head, hyp, (SIZE, SIZE))
+    return build_distillation(
+        student, criterion, teacher, hyp, use_outputs=True, use_features=True, gains=criterion.gains
+    )
+
+
+def half(index: int) -> Batch:
+    """Two images with three boxes each; `index` chooses which."""
+    generator = torch.Generator().manual_seed(100 + index)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+    centres, sides = (torch.rand(6, 2, generator=generator) * 0.4 + low for low in (0.3, 0.1))
+    targets = torch.cat((torch.arange(6).view(6, 1) % 2, torch.arange(6).view(6, 1) // 3, centres, sides), 1)
+    return Batch(images, targets.float(), torch.ones(2, dtype=torch.bool))
+
+
+class TenSteps:
+    """Two epochs of five steps; each rank has its own images. In the second the teacher is off."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (half(10 * self.rank + step) for step in range(5))
+
+    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+        """Every epoch is the same."""
+
+
+def optimizer(task: torch.nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(task, Recipe("SGD", 0.01, 0.9, 0.1), 5e-4)
+
+
+def plan(folder: Path) -> Plan:
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=32)
+    return Plan(folder, 2, CPU, None, timetable, stride=32)
+
+
+def gradients(task: torch.nn.Module, module: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    task.train()
+    task.at(Progress(0, 0, 4, 10))
+    torch.stack(list(module(batch).values())).sum().backward()
+    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+def main(folder: Path) -> None:
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = distributed.get_rank()
+    seen: dict[str, object] = {}
+
+    task = distillation()
+    seen["halves"] = gradients(task, wrap(task, CPU), half(rank))
+    task = distillation()
+    module = wrap(task, CPU)
+    task.train()
+    task.at(Progress(0, 0, 4, 10))
+    terms = module(half(0))
+    torch.stack(list(terms.values())).sum().backward()
+    seen["same"] = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+    seen["terms"] = {name: value.detach() for name, value in terms.items()}
+
+    task = distillation()
+    Trainer(task, optimizer(task), TenSteps(rank), None, plan(folder / "run")).fit()
+    seen["after"] = task.state_dict()
+    distributed.barrier()
+    torch.save(seen, folder / f"rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,98 @@
+"""Two gloo processes train and distil as one would."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+RANKS = Path(__file__).with_name("ranks.py")
+
+
+@pytest.fixture(scope="module")
+def ranks() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("ranks", RANKS)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    done = subprocess.run([*launch, str(RANKS), str(folder)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def mean_difference(ours: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest difference over all tensors, relative to the largest gradient of each."""
+    return max(((ours[k] - other[k]).abs().max() / other[k].abs().max().clamp(min=1e-6)).item() for k in other)
+
+
+def test_the_gradient_is_the_mean_of_both_halves_and_neither_alone(ranks: ModuleType, seen: list[dict]) -> None:
+    alone = []
+    for index in range(2):
+        task = ranks.distillation()
+        alone.append(ranks.gradients(task, task, ranks.half(index)))
+    mean = {name: (alone[0][name] + alone[1][name]) / 2 for name in alone[0]}
+    for rank in range(2):
+        assert seen[rank]["halves"].keys() == mean.keys()
+        assert mean_difference(seen[rank]["halves"], mean) < 1e-4
+        for name, gradient in mean.items():
+            torch.testing.assert_close(seen[rank]["halves"][name], gradient, rtol=1e-4, atol=1e-6)
+        assert mean_difference(seen[rank]["halves"], alone[0]) > 0.1
+        assert mean_difference(seen[rank]["halves"], alone[1]) > 0.1
+
+
+def test_adapters_have_gradients_and_the_teacher_has_none(seen: list[dict]) -> None:
+    names = seen[0]["halves"].keys()
+    assert any(name.startswith("pairs.") for name in names)
+    assert all(name.startswith(("model.", "pairs.")) for name in names)
+
+
+def test_the_same_half_on_both_ranks_equals_one_process(ranks: ModuleType, seen: list[dict]) -> None:
+    task = ranks.distillation()
+    task.train()
+    task.at(ranks.Progress(0, 0, 4, 10))
+    terms = task(ranks.half(0))
+    torch.stack(list(terms.values())).sum().backward()
+    for rank in range(2):
+        assert seen[rank]["terms"].keys() == terms.keys()
+        for name, value in terms.items():
+            torch.testing.assert_close(seen[rank]["terms"][name], value.detach(), rtol=1e-5, atol=1e-7)
+        one = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
+        assert mean_difference(seen[rank]["same"], one) < 1e-4
+
+
+def test_no_term_of_the_teacher_is_silently_zero(seen: list[dict]) -> None:
+    taught = {name: value for name, value in seen[0]["terms"].items() if name.startswith("kd_")}
+    assert len(taught) == 4
+    assert all(value > 0 for value in taught.values())
+
+
+def test_after_ten_steps_student_and_adapters_are_equal_on_both_ranks(seen: list[dict]) -> None:
+    first, second = (rank["after"] for rank in seen)
+    assert first.keys() == second.keys()
+    assert any(key.startswith("pairs.") for key in first)
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert different == []
+
+
+def test_ten_steps_moved_student_and_adapters(ranks: ModuleType, seen: list[dict]) -> None:
+    start = ranks.distillation().state_dict()
+    moved = {key for key, value in seen[0]["after"].items() if not torch.equal(value, start[key])}
+    assert {key for key in start if key.endswith("weight") and "pairs." in key} <= moved

@@ -1,0 +1,128 @@
+"""Groups, the choice of an optimizer, and the numbers at any moment of a run."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import (
+    GROUPS,
+    OPTIMIZERS,
+    Recipe,
+    Timetable,
+    build_optimizer,
+    choose,
+    decay,
+    decay_scale,
+    parameter_groups,
+)
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.types import Progress
+
+
+def timetable(batch_size: int = 16, kind: str = "linear", **hyp: float) -> Timetable:
+    return Timetable(Recipe("SGD", 0.01, 0.937, 0.1), Hyp(lr0=0.01, **hyp), kind, batch_size)
+
+
+def test_only_weights_of_layers_that_are_no_norm_decay() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    groups = {group["name"]: group for group in parameter_groups(module, 0.1)}
+    assert [len(groups[name]["params"]) for name in GROUPS] == [2, 1, 3]
+    assert [groups[name]["weight_decay"] for name in GROUPS] == [0.1, 0, 0]
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.Linear(4, 2, bias=False)))
+    grouped = [id(p) for group in parameter_groups(module, 0.1) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_descends(name: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(4, 1)
+    optimizer = build_optimizer(module, Recipe(name, 0.01, 0.9, 0.1), 0.0)
+    inputs = torch.randn(32, 4)
+    losses = []
+    for _ in range(30):
+        loss = (module(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_auto_takes_adamw_for_short_runs_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        recipe = choose("auto", Hyp(), iterations=260, num_classes=3)
+    assert recipe == Recipe("AdamW", 0.001429, 0.9, 0.0)
+    assert "AdamW" in caplog.text
+    assert "260 iterations" in caplog.text
+
+
+def test_auto_takes_sgd_for_long_runs() -> None:
+    assert choose("auto", Hyp(), iterations=10_001, num_classes=3).name == "SGD"
+
+
+def test_a_misspelt_optimizer_is_answered_with_the_right_one() -> None:
+    with pytest.raises(UserError, match="did you mean 'AdamW'"):
+        choose("AdamWW", Hyp(), 100, 3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "poly"])
+def test_the_learning_rate_falls_from_one_to_its_end(kind: str) -> None:
+    values = [decay(kind, done / 20, 0.1) for done in range(21)]
+    assert values[0] == pytest.approx(1)
+    assert values[-1] == pytest.approx(0.1)
+    assert values == sorted(values, reverse=True)
+
+
+def test_cosine_is_halfway_in_the_middle() -> None:
+    assert decay("cosine", 0.5, 0.2) == pytest.approx(0.6)
+
+
+def test_biases_warm_up_from_above_and_weights_from_zero() -> None:
+    start = Progress(0, 0, 100, 1000)
+    table = timetable()
+    assert table.learning_rate(start, "weights") == 0
+    assert table.learning_rate(start, "biases") == pytest.approx(0.1)
+    assert table.momentum(start) == pytest.approx(0.8)
+
+
+def test_after_warm_up_every_group_has_the_decayed_rate() -> None:
+    later = Progress(50, 0, 100, 1000)
+    rates = [timetable(lrf=0.01).learning_rate(later, group) for group in GROUPS]
+    assert rates == pytest.approx([0.01 * (1 - 0.5 * 0.99)] * 3)
+
+
+def test_warm_up_lasts_at_least_a_hundred_iterations_unless_it_is_counted_in_iterations() -> None:
+    progress = Progress(0, 0, 100, 10)
+    assert timetable().warmup(progress) == 100
+    assert timetable(warmup_epochs=0).warmup(progress) == 0
+    assert timetable(warmup_iterations=7).warmup(progress) == 7
+
+
+def test_accumulation_grows_to_the_nominal_batch() -> None:
+    table = timetable(batch_size=16)
+    assert table.accumulate(Progress(0, 0, 10, 1000)) == 1
+    assert table.accumulate(Progress(9, 0, 10, 1000)) == 4
+
+
+def test_large_batches_do_not_accumulate_and_decay_more() -> None:
+    assert timetable(batch_size=128).accumulate(Progress(9, 0, 10, 1000)) == 1
+    assert decay_scale(16) == 1
+    assert decay_scale(128) == 2
+
+
+def test_apply_writes_momentum_or_betas() -> None:
+    progress = Progress(50, 0, 100, 1000)
+    for name in ("SGD", "AdamW"):
+        optimizer = build_optimizer(nn.Linear(2, 2), Recipe(name, 0.01, 0.937, 0.1), 0.0)
+        timetable().apply(optimizer, progress)
+        group = optimizer.param_groups[0]
+        assert (group["momentum"] if name == "SGD" else group["betas"][0]) == pytest.approx(0.937)

@@ -1,0 +1,53 @@
+"""Boxes: changes of form and of frame. Tensors of shape (..., 4), in whatever unit the caller has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from utils.types import Frame
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Centre and size to left, top, right, bottom."""
+    centre, half = boxes[..., :2], boxes[..., 2:4] / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """Left, top, right, bottom to centre and size."""
+    first, last = boxes[..., :2], boxes[..., 2:4]
+    return torch.cat(((first + last) / 2, last - first), dim=-1)
+
+
+def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """xyxy boxes cut at the borders of an image of this height and width."""
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack((x, y), dim=-1).flatten(-2)
+
+
+def to_original(boxes: Tensor, frame: Frame) -> Tensor:
+    """xyxy pixels of the tensor to xyxy pixels of the original image, cut at its borders."""
+    offset, scale = _placement(boxes, frame)
+    return clip((boxes - offset) / scale, (frame.height, frame.width))
+
+
+def to_tensor(boxes: Tensor, frame: Frame) -> Tensor:
+    """xyxy pixels of the original image to xyxy pixels of the tensor."""
+    offset, scale = _placement(boxes, frame)
+    return boxes * scale + offset
+
+
+def iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
+    """Overlap of each xyxy box with each other: (N, 4) and (M, 4) -> (N, M) in [0, 1], 0 where both are empty."""
+    overlap: Tensor = box_iou(boxes, others)
+    return overlap.nan_to_num(0.0)
+
+
+def _placement(like: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Offset and scale of x, y, x, y."""
+    offset = like.new_tensor((frame.offset_x, frame.offset_y) * 2)
+    scale = like.new_tensor((frame.scale_x, frame.scale_y) * 2)
+    return offset, scale

@@ -1,0 +1,217 @@
+"""The recipe: hyper-parameters of training, augmentation, losses and distillation, read from a YAML file in `hyp/`.
+
+The names and meanings are YOLOv5's, so that its published files load unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.config import choice, from_mapping, number, read_yaml, to_mapping, write_mapping
+from utils.errors import UserError, nearest
+from utils.files import ROOT
+
+log = logging.getLogger(__name__)
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp", "auto")
+SCHEDULES = ("constant", "linear", "cosine")
+
+FOLDER = ROOT / "hyp"
+DEFAULT = "scratch-low"
+
+# what published files hold and nothing here reads
+_UNUSED = {
+    "iou_t": "matching is by anchor_t",
+    "paste_in": "use copy_paste",
+    "loss_ota": "the model's head decides the loss",
+}
+
+# names in other repositories' notes -> ours
+_ALIASES = {
+    "scratch": "scratch-low",
+    "low": "scratch-low",
+    "med": "scratch-med",
+    "high": "scratch-high",
+    "finetune_objects365": "objects365",
+    "default": DEFAULT,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Weight of all distillation terms over time: from 1 down to `end`, 0 in the last `off_epochs` epochs."""
+
+    kind: str = choice("constant", SCHEDULES)
+    end: float = number(0.1, low=0, high=1)
+    off_epochs: int = number(0, low=0)
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """A recipe. Every number is as its file says; nothing rescales it in place."""
+
+    # learning rate and its company
+    lr0: float = number(0.01, above=0)
+    lrf: float = number(0.01, low=0, high=1)  # final learning rate = lr0 * lrf
+    momentum: float = number(0.937, low=0, below=1)  # of Adam and its kin: beta 1
+    weight_decay: float = number(5e-4, low=0)
+    warmup_epochs: float = number(3.0, low=0)
+    warmup_iterations: int | None = number(None, low=0)  # instead of warmup_epochs
+    warmup_momentum: float = number(0.8, low=0, below=1)
+    warmup_bias_lr: float = number(0.1, low=0)
+    optimizer: str | None = choice(None, OPTIMIZERS)  # the flag --optimizer wins
+
+    # detection loss
+    box: float = number(0.05, low=0)
+    cls: float = number(0.5, low=0)
+    cls_pw: float = number(1.0, above=0)  # weight of positives in the class BCE
+    obj: float = number(1.0, low=0)
+    obj_pw: float = number(1.0, above=0)
+    anchor_t: float = number(4.0, low=1)  # largest ratio of target side to anchor side
+    # anchors a level, fitted to the data (3.4 means 3), or the anchors themselves: pixels w,h,w,h..., a row a level
+    anchors: int | float | tuple[tuple[float, ...], ...] | None = number(None, above=0)
+    fl_gamma: float = number(0.0, low=0)  # focal loss; 0 is plain BCE
+    label_smoothing: float = number(0.0, low=0, below=1)
+
+    # augmentation
+    hsv_h: float = number(0.015, low=0, high=1)
+    hsv_s: float = number(0.7, low=0, high=1)
+    hsv_v: float = number(0.4, low=0, high=1)
+    degrees: float = number(0.0, low=0, high=180)
+    translate: float = number(0.1, low=0, high=1)
+    scale: float = number(0.5, low=0, below=1)
+    shear: float = number(0.0, low=0, below=90)  # degrees
+    perspective: float = number(0.0, low=0, high=0.01)  # a share a pixel: beyond a thousandth the image folds over
+    flipud: float = number(0.0, low=0, high=1)
+    fliplr: float = number(0.5, low=0, high=1)
+    mosaic: float = number(1.0, low=0, high=1)
+    mixup: float = number(0.0, low=0, high=1)
+    copy_paste: float = number(0.0, low=0, high=1)
+
+    # distillation; None takes the default, {} none
+    student_kd_layers: tuple[int, ...] | None = number(None, low=0)
+    teacher_kd_layers: tuple[int, ...] | None = number(None, low=0)
+    outputs: Mapping[str, Mapping[str, Any]] | None = None
+    features: Mapping[str, Mapping[str, Any]] | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        _check_anchors(self.anchors)
+        _check_layers(self.student_kd_layers, self.teacher_kd_layers)
+        for kind, methods in (("outputs", self.outputs), ("features", self.features)):
+            for name, options in (methods or {}).items():
+                _check_weight(f"{kind}.{name}.weight", options.get("weight", 1.0))
+
+
+DISTILLATION_KEYS = ("student_kd_layers", "teacher_kd_layers", "outputs", "features", "schedule")
+
+
+def distillation_keys(hyp: Hyp) -> tuple[str, ...]:
+    """The distillation keys that this recipe sets, in the order of the record."""
+    return tuple(key for key in DISTILLATION_KEYS if getattr(hyp, key) != getattr(Hyp(), key))
+
+
+def has_distillation_keys(hyp: Hyp) -> bool:
+    return bool(distillation_keys(hyp))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_hyp(name: str | Path) -> Hyp:
+    """The recipe in a file, or under one of the names that `resolve_hyp` knows.
+
+    Raises:
+        UserError: no such recipe, or an unknown key, a wrong type or range, a contradiction in it.
+    """
+    path = resolve_hyp(name)
+    return hyp_from_dict(read_yaml(path), _shown(path))
+
+
+def hyp_from_dict(mapping: Mapping[str, Any], where: str) -> Hyp:
+    """The recipe in a mapping, such as a checkpoint's; unused keys of other trainers are named in the log."""
+    unused = [key for key in mapping if key in _UNUSED]
+    if unused:
+        log.info("%s: not used here: %s", where, "; ".join(f"{key} ({_UNUSED[key]})" for key in unused))
+    return from_mapping({key: value for key, value in mapping.items() if key not in _UNUSED}, Hyp, where)
+
+
+def hyp_to_dict(hyp: Hyp) -> dict[str, Any]:
+    """Plain data that `hyp_from_dict` reads back; keys without a value are left out."""
+    return to_mapping(hyp)
+
+
+def write_hyp(path: Path | str, hyp: Hyp) -> Path:
+    """Writes a file that `read_hyp` reads back to an equal record."""
+    return write_mapping(path, hyp_to_dict(hyp))
+
+
+def resolve_hyp(name: str | Path) -> Path:
+    """The file that is meant: an existing path, or a name of our recipes in any spelling people have in their notes.
+
+    `scratch-low`, `hyp.scratch-low.yaml` and `data/hyps/hyp.scratch-low.yaml` all are `hyp/scratch-low.yaml`.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+    stem = path.name.removesuffix(".yaml").removesuffix(".yml").lower().removeprefix("hyp.")
+    stem = _ALIASES.get(stem, stem)
+    # a folder of the user's own that is misspelt must not turn into our recipe of that name
+    if path.parent.name in ("", "hyp", "hyps", "data") and stem in known:
+        if str(path) not in (stem, f"{stem}.yaml", f"hyp/{stem}.yaml"):
+            log.info("--hyp %s: taking %s", name, _shown(known[stem]))
+        return known[stem]
+    if path.is_dir():
+        raise UserError(f"--hyp {name}: is a folder, expected a YAML file")
+    hint = nearest(stem, known) or ";"
+    raise UserError(f"--hyp {name}: no such file{hint} our recipes: {', '.join(known)}")
+
+
+def _shown(path: Path) -> str:
+    """Our own files are shown from the root of the repository, others as given."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+# -- contradictions ---------------------------------------------------------------------------------------------------
+
+
+def _check_layers(student: tuple[int, ...] | None, teacher: tuple[int, ...] | None) -> None:
+    if student is None and teacher is None:
+        return
+    rule = "every student layer needs exactly one teacher layer"
+    if student is None or teacher is None:
+        given, absent = ("teacher", "student") if student is None else ("student", "teacher")
+        raise ValueError(f"{given}_kd_layers is given and {absent}_kd_layers is not; {rule}")
+    if len(student) != len(teacher):
+        entries = "entry" if len(student) == 1 else "entries"
+        raise ValueError(
+            f"student_kd_layers has {len(student)} {entries} and teacher_kd_layers has {len(teacher)}; {rule}"
+        )
+    if not student:
+        raise ValueError("student_kd_layers is empty; leave it out for the inputs of the head, or set features: {}")
+    pairs = list(zip(student, teacher, strict=True))
+    for index, pair in enumerate(pairs):
+        if pair in pairs[:index]:
+            raise ValueError(f"student layer {pair[0]} is paired with teacher layer {pair[1]} twice")
+
+
+def _check_anchors(anchors: int | float | tuple[tuple[float, ...], ...] | None) -> None:
+    if anchors is None:
+        return
+    if isinstance(anchors, (int, float)):
+        if anchors < 1:
+            raise ValueError(f"anchors: got {anchors}, expected a number of anchors a level of at least 1")
+        return
+    lengths = [len(row) for row in anchors]
+    if not lengths or min(lengths) < 2 or lengths[0] % 2 or len(set(lengths)) > 1:
+        raise ValueError(f"anchors: got rows of {lengths} numbers, expected rows of equal length: w, h, w, h ...")
+
+
+def _check_weight(where: str, weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{where}: got {weight!r}, expected a number of at least 0")
