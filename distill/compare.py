@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import nn
 
 from models.summary import count_parameters, gflops
 from utils.files import megabytes, write_text
-from utils.metrics import Evaluation, match
-from utils.pictures import Image, Panel, sheet
+from utils.metrics import Evaluation
+from utils.pictures import Panel, read, sheet
+
+if TYPE_CHECKING:
+    from models.yolo import Model
 
 ROLES = ("student", "teacher", "baseline")
 SURE = 0.25  # confidence from which on a box is compared and drawn: what a user would be shown
@@ -59,51 +62,18 @@ class Contender:
         return _finite(record)
 
 
-def contender(weights: str | Path, role: str, model: nn.Module, evaluation: Evaluation, ms_per_image: float) -> Contender:
-    """The record of a weights file and the model read from it (not fused yet, so that its parameters are the file's)."""
+def contender(
+    weights: str | Path, role: str, model: nn.Module, evaluation: Evaluation, ms_per_image: float
+) -> Contender:
+    """The record of a weights file and the model read from it, which is not fused (then it has fewer parameters)."""
     parameters = count_parameters(model)
     stored = megabytes(weights) if Path(weights).is_file() else parameters * 2 / 1e6  # float16, as ours are saved
-    return Contender(str(weights), role, evaluation, parameters, gflops(model), ms_per_image, stored)
+    return Contender(str(weights), role, evaluation, parameters, gflops(cast("Model", model)), ms_per_image, stored)
 
 
 def write_metrics(path: Path | str, contenders: Sequence[Contender]) -> Path:
     """metrics.json: a list with one entry for each weights file evaluated."""
     return write_text(path, json.dumps([one.to_json() for one in contenders], indent=2, allow_nan=False) + "\n")
-
-
-# -- agreement ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How many boxes two models share: same class, IoU of 0.5 at least, one to one."""
-
-    shared: int
-    student: int  # boxes of each, of a confidence of `SURE` at least
-    teacher: int
-
-    @property
-    def share(self) -> float:
-        """Shared boxes of all boxes, in [0, 1]; 1 where neither found any."""
-        total = self.student + self.teacher
-        return 2 * self.shared / total if total else 1.0
-
-    def line(self) -> str:
-        return (
-            f"agreement {self.share:.1%}: of {self.student} student and {self.teacher} teacher boxes (confidence "
-            f"{SURE:g} and more), {self.shared} match at IoU 0.5"
-        )
-
-
-def agreement(student: Sequence[ArrayLike], teacher: Sequence[ArrayLike]) -> Agreement:
-    """Compares detections (n, 6) of the same images: xyxy, confidence, class."""
-    shared, counts = 0, [0, 0]
-    for own, other in zip(student, teacher, strict=True):
-        mine, theirs = _sure(own), _sure(other)
-        counts[0] += len(mine)
-        counts[1] += len(theirs)
-        shared += _matched(mine, theirs)
-    return Agreement(shared, *counts)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -124,13 +94,14 @@ COSTS: tuple[Column, ...] = (
 )
 
 
-def table(contenders: Sequence[Contender], agreed: Agreement | None = None, all_classes: bool = False) -> str:
+def table(contenders: Sequence[Contender], agreed: float | None = None, all_classes: bool = False) -> str:
     """What a person reads at the end; at most 110 columns wide.
 
     With a student and a teacher: their difference, and the share of the teacher's scores that the student reaches; with
     a baseline: the student's gain over it, and the share of the gap between baseline and teacher that it closes.
 
     Args:
+        agreed: how far student and teacher agree, as `utils.metrics.agreement` says.
         all_classes: every class; else those that differ most.
     """
     columns = (*SCORES, *COSTS)
@@ -150,7 +121,8 @@ def table(contenders: Sequence[Contender], agreed: Agreement | None = None, all_
         reached = [_percent(get(student), get(teacher)) for _, _, get, _ in SCORES]
         lines.append(_row("reached", reached, "student / teacher"))
     if agreed is not None:
-        lines += ["", agreed.line()]
+        shared = f"of the boxes with a confidence above {SURE:g} have a match of the same class at IoU 0.5 in the other"
+        lines += ["", f"agreement of student and teacher: {agreed:.1%} {shared}"]
     rivals = [one for one in (teacher, baseline) if one is not None]
     if student and rivals:
         lines += ["", *_class_table(student, rivals, all_classes)]
@@ -158,9 +130,9 @@ def table(contenders: Sequence[Contender], agreed: Agreement | None = None, all_
 
 
 def class_table(evaluation: Evaluation) -> str:
-    """Scores of a single model: all classes, then each that has labels."""
-    rows = [("all", "", str(sum(result.labels for result in evaluation.per_class)), evaluation)]
-    rows += [(result.name, str(result.images), str(result.labels), result) for result in _present(evaluation)]
+    """Scores of a single model: over all classes, then of each that has labels."""
+    rows: list[tuple[str, int, int, Any]] = [("all", evaluation.images, evaluation.labels, evaluation)]
+    rows += [(result.name, result.images, result.labels, result) for result in evaluation.per_class]
     lines = [f"{'class':<24}{'images':>8}{'labels':>8}" + "".join(f"{title:>{width}}" for title, width, *_ in SCORES)]
     for name, images, labels, result in rows:
         scores = "".join(
@@ -174,7 +146,7 @@ def class_table(evaluation: Evaluation) -> str:
 def _class_table(student: Contender, rivals: Sequence[Contender], everything: bool) -> list[str]:
     """mAP50-95 a class: the student, and each rival with its distance."""
     scores = [{result.index: result.map for result in rival.evaluation.per_class} for rival in rivals]
-    present = _present(student.evaluation)
+    present = student.evaluation.per_class
     chosen = sorted(present, key=lambda result: abs(result.map - scores[0].get(result.index, 0.0)), reverse=True)
     chosen = sorted(chosen if everything else chosen[:CLASSES_SHOWN], key=lambda result: result.index)
     title = "mAP50-95 of each class"
@@ -192,7 +164,9 @@ def _class_table(student: Contender, rivals: Sequence[Contender], everything: bo
 def _row(title: str, cells: Sequence[str], remark: str) -> str:
     widths = [width for _, width, *_ in (*SCORES, *COSTS)]
     padded = [*cells, *[""] * (len(widths) - len(cells))]
-    return f"{title:<10}" + "".join(f"{cell:>{width}}" for cell, width in zip(padded, widths, strict=True)) + "  " + remark
+    return (
+        f"{title:<10}" + "".join(f"{cell:>{width}}" for cell, width in zip(padded, widths, strict=True)) + "  " + remark
+    )
 
 
 def _differences(one: Contender, other: Contender) -> list[str]:
@@ -211,36 +185,42 @@ def _gap_closed(student: float, baseline: float, teacher: float) -> str:
 # -- the picture -------------------------------------------------------------------------------------------------------
 
 
-def picture(
-    images: Sequence[Image],
-    labels: Sequence[ArrayLike],
-    found: dict[str, Sequence[ArrayLike]],
-    names: Sequence[str],
-    path: Path | str,
-) -> Path:
-    """Each image in a row: ground truth, then what each model found.
+class Found(Protocol):
+    """What a model found in one image, beside what is there (`engine.evaluator.Detections` is one)."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def found(self) -> NDArray[np.float32]:
+        """(n, 6) xyxy in pixels of the original, confidence, class."""
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """(m, 5) class, xyxy."""
+
+
+def beside(found: Mapping[str, Sequence[Found]], names: Sequence[str], path: Path | str, count: int = 6) -> Path:
+    """Images in rows: ground truth, then what each model found with a confidence of `SURE` or more.
+
+    The images are spread evenly over those with objects: nothing is picked for how well it went.
 
     Args:
-        images: RGB, in their own size.
-        labels: (m, 5) class and xyxy pixels, an image each.
-        found: role -> detections (n, 6) of each image.
+        found: role -> the same images in the same order.
     """
+    (first, *_) = found.values()
+    busy = [index for index, one in enumerate(first) if len(one.labels)] or list(range(len(first)))
     rows = []
-    for index, image in enumerate(images):
-        truth = np.asarray(labels[index], dtype=np.float64).reshape(-1, 5)
-        row = [Panel(image, truth[:, 1:], truth[:, 0])]
+    for place in np.linspace(0, len(busy) - 1, min(count, len(busy))).round().astype(int):
+        truth = first[busy[place]]
+        image = read(truth.path)
+        row = [Panel(image, truth.labels[:, 1:], truth.labels[:, 0], caption=Path(truth.path).name)]
         for detections in found.values():
-            sure = _sure(detections[index])
+            rows_found = detections[busy[place]].found
+            sure = rows_found[rows_found[:, 4] >= SURE]
             row.append(Panel(image, sure[:, :4], sure[:, 5], sure[:, 4]))
         rows.append(row)
     return sheet(rows, ["ground truth", *found], names, path)
-
-
-def show_cases(labels: Sequence[ArrayLike], count: int = 6) -> list[int]:
-    """Which images to show: evenly spread over those with objects (over all, where there are none); nothing is picked
-    for how well it went."""
-    busy = [index for index, own in enumerate(labels) if np.size(own)] or list(range(len(labels)))
-    return [busy[int(place)] for place in np.linspace(0, len(busy) - 1, min(count, len(busy))).round()]
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
@@ -256,17 +236,8 @@ def _scores(result: Any) -> dict[str, float]:
     }
 
 
-def _present(evaluation: Evaluation) -> list[Any]:
-    return [result for result in evaluation.per_class if result.labels]
-
-
 def _first(contenders: Sequence[Contender], role: str) -> Contender | None:
     return next((one for one in contenders if one.role == role), None)
-
-
-def _sure(detections: ArrayLike) -> NDArray[np.float32]:
-    rows = np.asarray(detections, dtype=np.float32).reshape(-1, 6)
-    return rows[rows[:, 4] >= SURE]
 
 
 def _ending(path: str) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engine.classes import shared_classes
 from engine.precision import autocast, cpu_has_bf16
 from utils.boxes import to_original, xywh_to_xyxy
-from utils.errors import UserError
 from utils.metrics import ConfusionMatrix, Evaluation, evaluate, match
 from utils.nms import non_max_suppression
-from utils.types import Batch
+from utils.types import Batch, Prediction
+
+if TYPE_CHECKING:
+    from models.yolo import Model
 
 log = logging.getLogger(__name__)
-
-THRESHOLDS = torch.linspace(0.5, 0.95, 10)  # IoU from which on a detection counts as a hit
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,18 @@ class Evaluator:
         Raises:
             UserError: the classes of the model and of the data have nothing to do with each other.
         """
-        known = None if self.single_class else shared_classes(model.names, model.named, self.names)
+        if criterion is not None and self.augment:
+            raise ValueError("a loss is of one pass, not of an augmented one")
+        detector = cast("Model", model)
+        known = None if self.single_class else shared_classes(detector.names, detector.named, self.names)
         with _evaluating(model), torch.no_grad():
-            running = model
+            running = detector
             if self.fuse:
-                running = copy.deepcopy(model).fuse().to(memory_format=torch.channels_last)
+                running = copy.deepcopy(detector).fuse().to(memory_format=torch.channels_last)
             return self._run(running, known, criterion, progress)
 
     def _run(
-        self, model: nn.Module, known: list[tuple[int, int]] | None, criterion: nn.Module | None, progress: bool
+        self, model: Model, known: list[tuple[int, int]] | None, criterion: nn.Module | None, progress: bool
     ) -> Report:
         tally = _Tally(self.names)
         clock = _Clock(self.device)
@@ -153,19 +157,16 @@ class Evaluator:
             detections=tuple(kept),
         )
 
-    def _forward(self, model: nn.Module, batch: Batch, criterion: nn.Module | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, model: Model, batch: Batch, criterion: nn.Module | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Decoded boxes (B, N, 5 + C) in float32, and the criterion's terms."""
         with autocast(self.device, self.precision):
             if self.augment:
-                decoded = model.predict(batch.images, augment=True)
-            if not self.augment or criterion is not None:
-                prediction = model(batch.images)
-        if not self.augment or criterion is not None:
-            # a bfloat16 pixel coordinate of 500 is off by up to 2: everything after the convolutions is float32
-            prediction = prediction._replace(levels=tuple(level.float() for level in prediction.levels))
-        if not self.augment:
-            decoded = model.head.decode(prediction.levels)
-        return decoded.float(), criterion(prediction, batch) if criterion is not None else {}
+                return model.predict(batch.images, augment=True), {}
+            prediction = cast(Prediction, model(batch.images))
+        # a bfloat16 pixel coordinate of 500 is off by up to 2: everything after the convolutions is float32
+        prediction = prediction._replace(levels=tuple(level.float() for level in prediction.levels))
+        head: Any = model.head
+        return head.decode(prediction.levels), criterion(prediction, batch) if criterion is not None else {}
 
     def _suppress(self, decoded: Tensor, known: list[tuple[int, int]] | None) -> list[Tensor]:
         """Detections (n, 6) of each image in pixels of the tensor, on the CPU; classes are those of the data."""
@@ -197,44 +198,6 @@ class Evaluator:
             yield Detections(path, frame.height, frame.width, boxes.numpy(), labels.numpy())
 
 
-def shared_classes(own: Sequence[str], named: bool, names: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Which class of a model is which of the data: pairs of indices, or None where they agree one by one.
-
-    Matched by name, regardless of capitals, hyphens and underscores; by index where the model's classes have no names,
-    or none in common with the data's, and there are equally many.
-
-    Raises:
-        UserError: nothing agrees.
-    """
-
-    def plain(name: str) -> str:
-        return name.strip().casefold().replace("_", " ").replace("-", " ")
-
-    places = {plain(name): index for index, name in enumerate(names)}
-    pairs = [(index, places[plain(name)]) for index, name in enumerate(own) if plain(name) in places] if named else []
-    if pairs == [(index, index) for index in range(len(names))] and len(own) == len(names):
-        return None
-    if pairs:
-        if len(pairs) < len(names):
-            missing = [name for name in names if plain(name) not in {plain(other) for other in own}]
-            log.warning(
-                "the weights know %d of the data's %d classes by name; not: %s", len(pairs), len(names), _some(missing)
-            )
-        return pairs
-    if len(own) == len(names):
-        if named:
-            log.warning(
-                "the weights' classes (%s) and the data's (%s) share no name; they are matched by index",
-                *(_some(own), _some(names)),
-            )
-        return None
-    known = f"{len(own)} classes ({_some(own)})" if named else f"{len(own)} classes without names"
-    raise UserError(
-        f"the weights know {known} and the data has {len(names)} ({_some(names)}); "
-        "no name agrees, so there is nothing to score. Use weights that were trained on these classes"
-    )
-
-
 class _Tally:
     """Collects what the scores are made of, image by image."""
 
@@ -243,8 +206,10 @@ class _Tally:
         self.confusion = ConfusionMatrix(len(names))
         self.stats: list[tuple[Any, ...]] = []
 
-    def add(self, detections: Detections) -> None:
-        raise NotImplementedError
+    def add(self, one: Detections) -> None:
+        found, labels = torch.from_numpy(one.found), torch.from_numpy(one.labels)
+        self.stats.append((match(found, labels), found[:, 4], found[:, 5], labels[:, 0]))
+        self.confusion.update(found, labels)
 
     def evaluation(self) -> Evaluation:
         return evaluate(self.stats, self.names)
@@ -304,7 +269,3 @@ def _half_precision(device: torch.device) -> torch.dtype | None:
         return torch.bfloat16
     log.info("--half: this %s has no fast half precision; float32 is used", device.type)
     return None
-
-
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")

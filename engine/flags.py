@@ -256,7 +256,6 @@ ABSENT: Mapping[str, str] = MappingProxyType(
         "--dnn": "weights run in PyTorch only; leave it out",
         "--no-trace": "models are never traced; leave it out",
         "--nms": "overlapping boxes are always suppressed; leave it out",
-        "--study": "run val.py once for each --imgsz",
         "--autobatch": "there is no automatic batch size; use --batch-size",
     }
 )

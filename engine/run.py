@@ -89,7 +89,9 @@ class Session(Generic[O]):
         options, world = self.options, dist.world_size()
         self.image_size = rounded_size(options.imgsz, stride)
         if options.batch_size % world:
-            raise UserError(f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}")
+            raise UserError(
+                f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
+            )
         common = dict(image_size=self.image_size, stride=stride, single_class=options.single_cls, cache=options.cache)
         with dist.main_first():
             self.loader = train_loader(
@@ -136,7 +138,9 @@ class Session(Generic[O]):
             log.info("anchors: k-means found none better; kept")
             return
         head.set_anchors_px(torch.as_tensor(found, dtype=torch.float32))
-        log.info("anchors: estimated from the labels, best possible recall %.4f: %s", better.recall, found.round().tolist())
+        log.info(
+            "anchors: estimated from the labels, best possible recall %.4f: %s", better.recall, found.round().tolist()
+        )
 
     def criterion(self, model: nn.Module) -> AnchorLoss:
         return AnchorLoss(model.head, self.hyp, self.image_size).to(self.device)
@@ -221,7 +225,9 @@ def open_session(options: O) -> Iterator[Session[O]]:
             data = read_data(options.data)
         if options.single_cls and data.num_classes != 1:
             data = replace(data, num_classes=1, names=("item",))
-        made = resumed_folder or (run_folder(options.project, options.name, options.exist_ok) if dist.is_main() else None)
+        made = resumed_folder or (
+            run_folder(options.project, options.name, options.exist_ok) if dist.is_main() else None
+        )
         folder = Path(str(dist.from_main(made)))
         if dist.is_main() and resumed_folder is None:
             options.save(folder / "opt.yaml")

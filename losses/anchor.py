@@ -115,6 +115,7 @@ class AnchorLoss(nn.Module):
 
         ratios = sides / anchors[:, None]  # (A, N, 2)
         fits = torch.maximum(ratios, 1 / ratios).amax(dim=-1) < self.largest_ratio
+        # a centre just between two cells has its own cell twice: published, and so kept
         to_end = torch.stack((width - centres[:, 0], height - centres[:, 1]), dim=-1)
         before = (centres % 1 < REACH) & (centres > 1)  # (N, 2): nearer to the left, upper neighbour, which exists
         after = (to_end % 1 < REACH) & (to_end > 1)

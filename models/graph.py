@@ -45,7 +45,7 @@ def _layer_spec(index: int, section: str, place: int, row: tuple[Any, ...], spec
     where = f"{spec.name}: {section} row {place}, layer {index} {_as_written(row)}"
     listed = sources if isinstance(sources, tuple) else (sources,)
     absolute = tuple(source + index if source < 0 else source for source in listed)
-    for written, source in zip(listed, absolute):
+    for written, source in zip(listed, absolute, strict=True):
         if not -1 <= source < index:
             raise UserError(f"{where}: 'from' {written} is not a layer before this one")
     if len(absolute) > 1 and module in BLOCKS and module not in MANY_INPUTS:

@@ -125,7 +125,7 @@ class Model(nn.Module):
         for index, cost in enumerate(costs):
             name = type(self.model[index]).__name__
             log.info("%10.2f %10.2f %10d  %d %s", cost.milliseconds, cost.gflops, cost.parameters, index, name)
-        total = [sum(values) for values in zip(*costs)]
+        total = [sum(values) for values in zip(*costs, strict=True)]
         log.info("%10.2f %10.2f %10d  total", *total)
 
 

@@ -124,8 +124,17 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return content
 
 
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """PyYAML follows YAML 1.1, which takes 1e-3 for text because it has no point; ours is a number."""
+    exponent = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"))
+    published = yaml.SafeLoader.yaml_implicit_resolvers
+    return published | {first: [*published.get(first, []), exponent] for first in "-+.0123456789"}
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Plain data only, every key once."""
+
+    yaml_implicit_resolvers = _resolvers()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -140,12 +149,6 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, Hashable):
                 seen.add(key)
         return super().construct_mapping(node, deep)
-
-
-# YAML 1.1, which PyYAML follows, takes 1e-3 for text because it has no point
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
-)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

@@ -47,7 +47,7 @@ def non_max_suppression(
 
 def _candidates(rows: Tensor, conf: float, multi_label: bool) -> Tensor:
     """(n, 5 + C) decoded rows to (m, 6) xyxy, confidence, class, in no order."""
-    rows = rows.float()  # pixels beyond 2048 have no fractions in half precision
+    rows = rows[rows.isfinite().all(dim=1)].float()  # pixels beyond 2048 have no fractions in half precision
     boxes, scores = xywh_to_xyxy(rows[:, :4]), rows[:, 5:] * rows[:, 4:5]
     if multi_label:
         row, label = (scores > conf).nonzero(as_tuple=True)
@@ -56,8 +56,7 @@ def _candidates(rows: Tensor, conf: float, multi_label: bool) -> Tensor:
         best, likeliest = scores.max(dim=1)
         (row,) = (best > conf).nonzero(as_tuple=True)
         confidence, label = best[row], likeliest[row]
-    candidates = torch.cat((boxes[row], confidence[:, None], label[:, None].to(rows.dtype)), dim=1)
-    return candidates[candidates.isfinite().all(dim=1)]
+    return torch.cat((boxes[row], confidence[:, None], label[:, None].to(rows.dtype)), dim=1)
 
 
 def _of_classes(candidates: Tensor, classes: Sequence[int] | None) -> Tensor:

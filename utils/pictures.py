@@ -141,6 +141,14 @@ def corners(boxes: ArrayLike, height: int, width: int) -> NDArray[np.float64]:
     return np.concatenate((centres - halves, centres + halves), axis=1) * (width, height, width, height)
 
 
+def read(path: Path | str) -> Image:
+    """A picture to draw on, RGB, turned as its EXIF says; a grey square where it cannot be read."""
+    image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        return np.full((320, 320, 3), 127, dtype=np.uint8)
+    return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
+
+
 def save(image: Image, path: Path | str) -> Path:
     """Writes an RGB image in the format of the path's ending, atomically."""
     path = Path(path)

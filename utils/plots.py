@@ -174,7 +174,7 @@ def confidence_curve(
 def _class_curves(
     across: ArrayLike, values: ArrayLike, legend: Sequence[str], mean: str, labels: tuple[str, str], path: Path | str
 ) -> Path:
-    across, values = np.asarray(across, dtype=np.float64), np.asarray(values, dtype=np.float64).reshape(len(legend), -1)
+    across, values = np.asarray(across, dtype=np.float64), np.asarray(values, dtype=np.float64)
     figure, (axis,) = _figure(1, 1, (8.0, 5.2))
     few = len(legend) <= FEW
     for index, row in enumerate(values):

@@ -54,7 +54,7 @@ class OutputLoss(nn.Module):
                 raise UserError(
                     f"{type(self).__name__} compares anchor by anchor, but anchors differ at stride {strides[level]}: "
                     f"student {_sizes(own)}, teacher {_sizes(taught)}; use features only (outputs: {{}}) "
-                    "or give both the same anchors"
+                    "or give both the same anchors (anchors in the hyp file, --noautoanchor)"
                 )
 
 

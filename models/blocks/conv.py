@@ -34,9 +34,7 @@ class Conv(Block):
     ) -> None:
         super().__init__()
         padding = same_padding(kernel, dilation) if padding is None else padding
-        self.conv = nn.Conv2d(
-            c_in, c_out, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
         self.bn: nn.Module = batch_norm(c_out)
         self.act = nn.SiLU() if act else nn.Identity()
 

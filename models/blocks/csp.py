@@ -12,9 +12,7 @@ from models.blocks.conv import Conv, CrossConv
 class Bottleneck(Block):
     """1×1, then 3×3, added to the input where shapes allow."""
 
-    def __init__(
-        self, c_in: int, c_out: int, shortcut: bool = True, groups: int = 1, expansion: float = 0.5
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, shortcut: bool = True, groups: int = 1, expansion: float = 0.5) -> None:
         super().__init__()
         hidden = int(c_out * expansion)
         self.cv1 = Conv(c_in, hidden, 1, 1)

@@ -25,9 +25,7 @@ class Detect(nn.Module):
         strides: of each level, pixels.
     """
 
-    def __init__(
-        self, num_classes: int, anchors: Anchors, channels: Sequence[int], strides: Sequence[int]
-    ) -> None:
+    def __init__(self, num_classes: int, anchors: Anchors, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_levels = len(channels)
@@ -38,7 +36,9 @@ class Detect(nn.Module):
 
         self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
         # in units of the stride, as in the published checkpoints
-        scaled = [[[side / stride for side in pair] for pair in level] for level, stride in zip(sizes, strides)]
+        scaled = [
+            [[side / stride for side in pair] for pair in level] for level, stride in zip(sizes, strides, strict=True)
+        ]
         self.register_buffer("anchors", torch.tensor(scaled, dtype=torch.float32))
         outputs = self.num_anchors * (5 + num_classes)
         self.m = nn.ModuleList(nn.Conv2d(level_channels, outputs, 1) for level_channels in channels)
@@ -48,13 +48,14 @@ class Detect(nn.Module):
     def from_spec(
         cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, anchors: Anchors
     ) -> Detect:
-        """Of the row `[levels, 1, Detect, [nc, anchors]]`. Anchors written into the row win over the file's."""
-        own = spec.args[1] if len(spec.args) > 1 and not isinstance(spec.args[1], str) else anchors
-        return cls(num_classes, own, channels, strides)
+        """Of the row `[levels, 1, Detect, [nc, anchors]]`, whose arguments are these words."""
+        if spec.args != ("nc", "anchors"):
+            raise ValueError(f"Detect's arguments are [nc, anchors], their values stand above; got {list(spec.args)}")
+        return cls(num_classes, anchors, channels, strides)
 
     def forward(self, maps: Sequence[Tensor]) -> Prediction:
         levels = []
-        for convolution, features in zip(self.m, maps):
+        for convolution, features in zip(self.m, maps, strict=True):
             x = convolution(features).unflatten(1, (self.num_anchors, 5 + self.num_classes))
             levels.append(x.permute(0, 1, 3, 4, 2).contiguous())
         return Prediction(tuple(levels))
@@ -100,7 +101,7 @@ class Detect(nn.Module):
     @torch.no_grad()
     def _set_biases(self, strides: Sequence[int]) -> None:
         """Starts near the usual share of objects: 8 an image of 640 pixels, classes nearly equally likely."""
-        for convolution, stride in zip(self.m, strides):
+        for convolution, stride in zip(self.m, strides, strict=True):
             biases = convolution.bias.view(self.num_anchors, -1)
             biases[:, 4] += math.log(8 / (640 / stride) ** 2)
             biases[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
@@ -114,12 +115,10 @@ def _checked(anchors: Sequence[Sequence[float]], num_levels: int) -> list[list[t
         raise ValueError("every level needs the same number of anchors, each a width and a height")
     if any(side <= 0 for row in anchors for side in row):
         raise ValueError("anchors have positive widths and heights")
-    return [list(zip(row[::2], row[1::2])) for row in anchors]
+    return [list(zip(row[::2], row[1::2], strict=True)) for row in anchors]
 
 
-def _in_stride_order(
-    sizes: list[list[tuple[float, float]]], strides: Sequence[int]
-) -> list[list[tuple[float, float]]]:
+def _in_stride_order(sizes: list[list[tuple[float, float]]], strides: Sequence[int]) -> list[list[tuple[float, float]]]:
     """Turns the levels round when anchors grow the other way than strides."""
     areas = [sum(width * height for width, height in level) for level in sizes]
     opposite = (areas[-1] - areas[0]) * (strides[-1] - strides[0]) < 0

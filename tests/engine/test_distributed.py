@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +18,15 @@ RANKS = Path(__file__).with_name("ranks.py")
 
 
 @pytest.fixture(scope="module")
-def ranks() -> ModuleType:
+def ranks() -> Iterator[ModuleType]:
+    threads = torch.get_num_threads()
     specification = importlib.util.spec_from_file_location("ranks", RANKS)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    return module
+    torch.set_num_threads(1)  # as torchrun does: sums are then taken in the same order
+    yield module
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,7 @@ def test_the_gradient_is_the_mean_of_both_halves_and_neither_alone(ranks: Module
     mean = {name: (alone[0][name] + alone[1][name]) / 2 for name in alone[0]}
     for rank in range(2):
         assert seen[rank]["halves"].keys() == mean.keys()
-        assert mean_difference(seen[rank]["halves"], mean) < 1e-4
-        for name, gradient in mean.items():
-            torch.testing.assert_close(seen[rank]["halves"][name], gradient, rtol=1e-4, atol=1e-6)
+        assert mean_difference(seen[rank]["halves"], mean) < 1e-6
         assert mean_difference(seen[rank]["halves"], alone[0]) > 0.1
         assert mean_difference(seen[rank]["halves"], alone[1]) > 0.1
 
@@ -73,9 +75,9 @@ def test_the_same_half_on_both_ranks_equals_one_process(ranks: ModuleType, seen:
     for rank in range(2):
         assert seen[rank]["terms"].keys() == terms.keys()
         for name, value in terms.items():
-            torch.testing.assert_close(seen[rank]["terms"][name], value.detach(), rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(seen[rank]["terms"][name], value.detach(), rtol=1e-6, atol=0)
         one = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
-        assert mean_difference(seen[rank]["same"], one) < 1e-4
+        assert mean_difference(seen[rank]["same"], one) < 1e-6
 
 
 def test_no_term_of_the_teacher_is_silently_zero(seen: list[dict]) -> None:

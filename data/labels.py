@@ -1,0 +1,171 @@
+"""Labels of a data set, checked once and kept in flat arrays.
+
+One array holds the rows of all images and another says where an image's rows begin: forked loader workers share
+them, where a list of arrays would be copied page by page as reference counts change.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.label_cache import load, save
+from data.label_file import Problem, Scanned
+from data.packed import PackedStrings
+from data.scan import label_path, scan
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 10  # problems that the log lists one by one
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a check of the files came to."""
+
+    images: int = 0  # that can be used
+    background: int = 0  # of these: without objects
+    corrupt: int = 0
+    boxes: int = 0
+    duplicates: int = 0  # rows dropped because they are there twice
+    skipped_rows: int = 0  # malformed or out of range
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of n images; `labels[i]` are those of image i."""
+
+    paths: PackedStrings
+    shapes: NDArray[np.int32]  # (n, 2) height and width of the original images, orientation applied
+    rows: NDArray[np.float32]  # (N, 5) class, x, y, w, h (centre, in [0, 1])
+    offsets: NDArray[np.int64]  # (n + 1,) where the rows of an image begin
+    points: NDArray[np.float32]  # (P, 2) x, y in [0, 1]: corners of polygons
+    point_offsets: NDArray[np.int64]  # (N + 1,) where the polygon of a row begins; an empty one means a plain box
+    problems: tuple[Problem, ...]
+    counts: Counts
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        """(n, 5), a view."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        index = index % len(self)
+        return self.rows[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def has_polygons(self) -> bool:
+        return len(self.points) > 0
+
+    def polygons(self, index: int) -> list[NDArray[np.float32]]:
+        """One array (k, 2) in [0, 1] a row of this image, views; k is 0 for plain boxes."""
+        first, last = self.offsets[index], self.offsets[index + 1]
+        bounds = self.point_offsets[first : last + 1]
+        return [self.points[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    @cached_property
+    def image_of_row(self) -> NDArray[np.int64]:
+        """(N,) which image a row belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def class_counts(self, num_classes: int) -> NDArray[np.int64]:
+        """(num_classes,) boxes of each class."""
+        return np.bincount(self.rows[:, 0].astype(np.int64), minlength=num_classes)
+
+    def as_single_class(self) -> Labels:
+        """The same boxes, all of class 0."""
+        rows = self.rows.copy()
+        rows[:, 0] = 0
+        return _replace(self, rows=rows)
+
+    def report(self) -> str:
+        """Everything that was skipped, a line each."""
+        return "\n".join(map(str, self.problems))
+
+
+def read_labels(images: Sequence[str], num_classes: int | None, source: str, where: str) -> Labels:
+    """The checked labels of these images, from the cache if files are as they were.
+
+    Args:
+        num_classes: rows of higher classes are skipped; None takes all.
+        source: what the images were listed from; the name of the cache follows from it.
+        where: what messages start with.
+
+    Raises:
+        UserError: no usable image is left.
+    """
+    scanned = load(images, num_classes, source)
+    if scanned is None:
+        scanned = scan(images, num_classes, where)
+        save(images, num_classes, source, scanned)
+    labels = _assemble(images, scanned)
+    _tell(labels, where)
+    if not len(labels):
+        first = f"; the first: {labels.problems[0]}" if labels.problems else ""
+        raise UserError(f"{where}: none of its {len(images)} images can be used{first}")
+    return labels
+
+
+def require_boxes(labels: Labels, where: str) -> None:
+    """Raises UserError where no image has a single box: there would be nothing to learn."""
+    if not len(labels.rows):
+        example = labels.paths[0]
+        raise UserError(
+            f"{where}: {len(labels)} images and not one box; the labels of {example} were expected in {label_path(example)}"
+        )
+
+
+def _assemble(images: Sequence[str], scanned: Scanned) -> Labels:
+    per_image = np.diff(scanned.offsets)
+    counts = Counts(
+        images=len(scanned.kept),
+        background=int((per_image == 0).sum()),
+        corrupt=sum(problem.line == 0 for problem in scanned.problems),
+        boxes=len(scanned.rows),
+        duplicates=scanned.duplicates,
+        skipped_rows=sum(problem.line > 0 for problem in scanned.problems),
+    )
+    return Labels(
+        paths=PackedStrings.of(images[index] for index in scanned.kept),
+        shapes=scanned.shapes,
+        rows=scanned.rows,
+        offsets=scanned.offsets,
+        points=scanned.points,
+        point_offsets=scanned.point_offsets,
+        problems=scanned.problems,
+        counts=counts,
+    )
+
+
+def _tell(labels: Labels, where: str) -> None:
+    counts = labels.counts
+    log.info(
+        "%s: %d images (%d without objects), %d boxes", where, counts.images, counts.background, counts.boxes
+    )
+    if counts.duplicates:
+        log.info("%s: %d duplicate rows dropped", where, counts.duplicates)
+    if labels.problems:
+        more = len(labels.problems) - SHOWN
+        log.warning(
+            "%s: skipped %d corrupt images and %d rows:\n%s%s",
+            where,
+            counts.corrupt,
+            counts.skipped_rows,
+            "\n".join(f"  {problem}" for problem in labels.problems[:SHOWN]),
+            f"{os.linesep}  ... and {more} more" if more > 0 else "",
+        )
+
+
+def _replace(labels: Labels, rows: NDArray[np.float32]) -> Labels:
+    return Labels(
+        labels.paths, labels.shapes, rows, labels.offsets, labels.points, labels.point_offsets, labels.problems,
+        labels.counts,
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""Checks every image and label file of a data set, with several processes where there are many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data.images import BadImage, image_size
+from data.label_file import NO_POINTS, Problem, Rows, Scanned, parse
+from utils.dist import is_main
+
+FEW = 2000  # files below which starting processes costs more than it saves
+NOTHING = Rows(np.zeros((0, 5), dtype=np.float32), (), 0, ())
+
+
+class Checked(NamedTuple):
+    """One image and its label file."""
+
+    shape: tuple[int, int] | None  # None: the image cannot be used
+    rows: Rows
+    problems: tuple[Problem, ...]
+
+
+def label_path(image: str) -> str:
+    """Where the labels of an image are: the last `/images/` of its path becomes `/labels/`, its suffix `.txt`."""
+    head, found, tail = image.rpartition(f"{os.sep}images{os.sep}")
+    stem = os.path.splitext(tail)[0]  # noqa: PTH122 - a million times
+    return f"{head}{os.sep}labels{os.sep}{stem}.txt" if found else f"{stem}.txt"
+
+
+def scan(images: Sequence[str], num_classes: int | None, where: str) -> Scanned:
+    """Checks all files; see `data.labels` for what is kept."""
+    check = partial(check_one, num_classes=num_classes)
+    with _mapper(len(images)) as mapper:
+        checked = tqdm(mapper(check, images), desc=f"{where}: checking", total=len(images), disable=not is_main())
+        return _collect(checked)
+
+
+def check_one(image: str, num_classes: int | None) -> Checked:
+    """Checks one image and its labels. Without a label file, or with an empty one, it is background."""
+    try:
+        shape = image_size(image)
+    except BadImage as error:
+        return Checked(None, NOTHING, (Problem(image, 0, str(error)),))
+    path = label_path(image)
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
+    except FileNotFoundError:
+        return Checked(shape, NOTHING, ())
+    except OSError as error:
+        return Checked(None, NOTHING, (Problem(path, 0, f"cannot be read: {error.strerror}"),))
+    rows = parse(text, num_classes)
+    return Checked(shape, rows, tuple(Problem(path, line, reason) for line, reason in rows.problems))
+
+
+def _collect(checked: Iterable[Checked]) -> Scanned:
+    """Joins what was found into flat arrays."""
+    kept, shapes, rows, polygons, problems, duplicates = [], [], [], [], [], 0
+    for index, one in enumerate(checked):
+        problems.extend(one.problems)
+        if one.shape is None:
+            continue
+        kept.append(index)
+        shapes.append(one.shape)
+        rows.append(one.rows.rows)
+        polygons.extend(one.rows.polygons)
+        duplicates += one.rows.duplicates
+    return Scanned(
+        kept=np.array(kept, dtype=np.int64),
+        shapes=np.array(shapes, dtype=np.int32).reshape(-1, 2),
+        rows=np.concatenate([NOTHING.rows, *rows]),
+        offsets=_offsets([len(part) for part in rows]),
+        points=np.concatenate([NO_POINTS, *polygons]),
+        point_offsets=_offsets([len(polygon) for polygon in polygons]),
+        duplicates=duplicates,
+        problems=tuple(problems),
+    )
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64)
+
+
+@contextmanager
+def _mapper(count: int) -> Iterator:
+    """A `map` that keeps order: plain, over processes, or over threads where processes cannot be forked."""
+    cores = min(8, os.cpu_count() or 1)
+    if count < FEW or cores == 1:
+        yield map
+    elif "fork" in multiprocessing.get_all_start_methods():
+        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool:
+            yield partial(pool.map, chunksize=64)
+    else:
+        with ThreadPoolExecutor(cores) as pool:
+            yield pool.map

@@ -1,0 +1,121 @@
+"""Putting a file's tensors into a model, with a report of what was not taken and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.yolo import Model
+
+log = logging.getLogger(__name__)
+
+
+class TransferReport(NamedTuple):
+    taken: int
+    total: int
+    skipped: tuple[tuple[str, str], ...]  # key, reason
+
+    def line(self) -> str:
+        """Such as: 343 of 349 tensors; not taken: model.24.m.0.weight and 5 more because nc 80 != 3."""
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.skipped:
+            reasons.setdefault(reason, []).append(key)
+        parts = [
+            f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''} because {reason}"
+            for reason, keys in reasons.items()
+        ]
+        return f"{self.taken} of {self.total} tensors" + (f"; not taken: {', '.join(parts)}" if parts else "")
+
+
+def transfer(model: Model, state: Mapping[str, Tensor], leave: Collection[str] = ()) -> TransferReport:
+    """Copies what fits from `state` into the model, in place.
+
+    Args:
+        leave: keys whose values the model keeps.
+
+    Raises:
+        UserError: no convolution fits, so nothing would have been loaded.
+    """
+    own = model.state_dict()
+    state = _unfolded(state, own)
+    fits, skipped = {}, []
+    for key, value in own.items():
+        reason = _reason(model, key, value, state, leave)
+        if reason:
+            skipped.append((key, reason))
+        elif key in state:
+            fits[key] = state[key].to(value.dtype)
+    if not any(value.ndim == 4 for value in fits.values()):
+        raise UserError(
+            f"nothing of the weights fits {model.spec.name}: {len(state)} tensors there, {len(own)} here, no"
+            " convolution in common; is the right model file given?"
+        )
+    model.load_state_dict(fits, strict=False)
+    return TransferReport(len(fits), len(own), tuple(skipped))
+
+
+def last_layer(state: Mapping[str, Tensor]) -> int | None:
+    """The number of the head in the keys `model.<number>...`."""
+    numbers = [int(parts[1]) for parts in (key.split(".") for key in state) if len(parts) > 2 and parts[1].isdigit()]
+    return max(numbers, default=None)
+
+
+def anchors_in(state: Mapping[str, Tensor]) -> Tensor | None:
+    """(L, A, 2) in units of the stride, where the state has an anchor head."""
+    anchors = state.get(f"model.{last_layer(state)}.anchors")
+    return anchors if anchors is not None and anchors.ndim == 3 else None
+
+
+def num_classes_in(state: Mapping[str, Tensor]) -> int | None:
+    """How many classes the anchor head of a state was made for."""
+    bias = state.get(f"model.{last_layer(state)}.m.0.bias")
+    if bias is None:
+        return None
+    anchors = anchors_in(state)
+    per_cell = 3 if anchors is None else anchors.shape[1]  # 3 in every published model
+    outputs, rest = divmod(len(bias), per_cell)
+    return outputs - 5 if rest == 0 and outputs > 5 else None
+
+
+def _reason(model: Model, key: str, value: Tensor, state: Mapping[str, Tensor], leave: Collection[str]) -> str:
+    """Why a tensor is not taken; '' where it is."""
+    if key not in state:
+        return "the file has none"
+    if key in leave:
+        same = state[key].shape == value.shape and torch.equal(state[key].to(value), value)
+        return "" if same else "the given anchors stand"
+    if state[key].shape == value.shape:
+        return ""
+    if key.startswith(f"model.{len(model.model) - 1}.m."):
+        anchors = anchors_in(state)
+        if anchors is not None and anchors.shape[1] != model.head.num_anchors:
+            return f"anchors a level {anchors.shape[1]} != {model.head.num_anchors}"
+        if num_classes_in(state) != model.num_classes:
+            return f"nc {num_classes_in(state)} != {model.num_classes}"
+    return f"shape {tuple(state[key].shape)} != {tuple(value.shape)}"
+
+
+def _unfolded(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives a fused state (batch norms folded into biases) batch norms that do exactly what those biases did."""
+    full, count = dict(state), 0
+    for key in own:
+        block = key.removesuffix(".bn.weight")
+        if block == key or key in state or f"{block}.conv.bias" not in state:
+            continue
+        count += 1
+        bias = state[f"{block}.conv.bias"]
+        full[f"{block}.bn.weight"] = torch.ones_like(bias)
+        full[f"{block}.bn.bias"] = bias
+        full[f"{block}.bn.running_mean"] = torch.zeros_like(bias)
+        full[f"{block}.bn.running_var"] = torch.full_like(bias, 1 - 1e-3)  # the norm adds eps, 1e-3
+        full[f"{block}.bn.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
+    if count:
+        log.warning("%d batch norms are folded away in the weights; they begin anew as identities", count)
+    return full

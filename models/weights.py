@@ -1,0 +1,245 @@
+"""Checkpoints of ours and of others -> state dicts -> models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.blocks import BLOCKS
+from models.blocks.activation import ACTIVATIONS
+from models.heads import HEADS
+from models.safe_pickle import StandIn, module_tensors, read_file, submodules
+from models.spec import ModelSpec, family_scales, read_spec
+from models.transfer import TransferReport, anchors_in, num_classes_in, transfer
+from models.yolo import Model
+from models.zoo import resolve_weights
+from utils.errors import UserError
+
+__all__ = ["Checkpoint", "TransferReport", "load_model", "read_checkpoint", "resolve_weights", "transfer"]
+
+FORMAT, VERSION = "yolo-distill", 1
+DEFAULT_CLASSES = 80  # COCO's, where neither data, cfg nor weights say
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weights file says.
+
+    `spec` is None for a bare state dict of no known architecture; `names` None where the file has none or made them
+    up; `training` is what resume needs, in ours alone; `meta` holds options, hyp and metrics of ours.
+    """
+
+    path: Path
+    state: dict[str, Tensor]  # float32, keys `model.<layer>...`
+    spec: ModelSpec | None
+    names: tuple[str, ...] | None = None
+    training: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int | None:
+        return num_classes_in(self.state)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads any weights file, running nothing of it: ours, a pickled YOLOv5, or a bare state dict.
+
+    Raises:
+        UserError: unreadable, refused (by name), or of a family that we don't have.
+    """
+    path = Path(path)
+    content = read_file(path)
+    try:
+        return _interpreted(path, content)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not made as checkpoints are: {error}") from error
+
+
+def _interpreted(path: Path, content: Any) -> Checkpoint:
+    if isinstance(content, StandIn):
+        return _from_module(path, content)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds no weights, but a {type(content).__name__}")
+    if content.get("format") == FORMAT:
+        return _from_ours(path, content)
+    for key in ("ema", "model", "state_dict"):  # the average is what was evaluated and published
+        if isinstance(content.get(key), StandIn):
+            return _from_module(path, content[key])
+        if isinstance(content.get(key), Mapping):
+            return _from_state(path, content[key])
+    return _from_state(path, content)
+
+
+def load_model(
+    weights: str,
+    cfg: str | None = None,
+    num_classes: int | None = None,
+    names: Sequence[str] | None = None,
+    anchors: int | float | Sequence[Sequence[float]] | None = None,
+    *,
+    anchors_from_cfg: bool = False,
+) -> tuple[Model, TransferReport | None]:
+    """A model with its weights, float32, on the CPU, in training mode.
+
+    Args:
+        weights: a file, a published name, or '' for a model from scratch, of `cfg`.
+        cfg: the architecture; None takes that of the weights.
+        num_classes: None takes the number of `names`, else of the weights, else of `cfg`.
+        names: of the classes; None takes those of the weights where the numbers agree.
+        anchors: override those of weights and cfg: rows in pixels, or how many a level, to be found from data later.
+        anchors_from_cfg: the anchors of `cfg` win over those of the weights, as in training from a model file.
+
+    Raises:
+        UserError: nothing to build from, or nothing of the weights fits.
+    """
+    checkpoint = read_checkpoint(resolve_weights(weights)) if weights else None
+    spec = _architecture(cfg, checkpoint)
+    stands = anchors is not None or (anchors_from_cfg and bool(cfg))
+    spec = _with_anchors(spec, anchors, None if stands or checkpoint is None else anchors_in(checkpoint.state))
+    known = checkpoint.num_classes if checkpoint else None
+    num_classes = num_classes or (len(names) if names else None) or known or spec.nc or DEFAULT_CLASSES
+    if names is None and checkpoint and checkpoint.names and len(checkpoint.names) == num_classes:
+        names = checkpoint.names
+    try:
+        model = Model(replace(spec, nc=num_classes), num_classes, names)
+    except ValueError as error:
+        raise UserError(f"{spec.name}: {error}") from error
+    if checkpoint is None:
+        return model, None
+    anchors_key = f"model.{len(model.model) - 1}.anchors"
+    report = transfer(model, checkpoint.state, leave={anchors_key} if stands else ())
+    if not stands and anchors_key not in dict(report.skipped):
+        model.head.provisional = False
+    return model, report
+
+
+def recognise(state: Mapping[str, Tensor]) -> ModelSpec | None:
+    """The known model whose tensors have these names and shapes, whatever its classes and anchors."""
+    num_classes, anchors = num_classes_in(state), anchors_in(state)
+    if num_classes is None:
+        return None
+    shapes = {key: value.shape for key, value in state.items() if _is_weight(key)}
+    for name in family_scales():
+        spec = read_spec(name)
+        if anchors is not None:
+            spec = _with_anchors(spec, None, anchors)
+        if len(spec.backbone) + len(spec.head) != 1 + max(int(key.split(".")[1]) for key in shapes):
+            continue
+        if anchors is not None and len(anchors) != len(spec.head[-1][0]):
+            continue
+        with torch.device("meta"):
+            own = Model(spec, num_classes).state_dict()
+        if {key: value.shape for key, value in own.items() if _is_weight(key)} == shapes:
+            return spec
+    return None
+
+
+def _is_weight(key: str) -> bool:
+    """Convolutions tell an architecture; norms may be folded away, and biases come with that."""
+    return key.startswith("model.") and key.endswith(("conv.weight", ".m.0.weight", ".m.1.weight", ".m.2.weight"))
+
+
+def _architecture(cfg: str | None, checkpoint: Checkpoint | None) -> ModelSpec:
+    if cfg:
+        return read_spec(cfg)
+    if checkpoint is None:
+        raise UserError("neither weights nor a model file (--cfg) given")
+    if checkpoint.spec is None:
+        raise UserError(
+            f"{checkpoint.path} is a bare state dict of no model that we know; name its model file (--cfg or --t_cfg)"
+        )
+    return checkpoint.spec
+
+
+def _with_anchors(spec: ModelSpec, given: Any, stored: Tensor | None) -> ModelSpec:
+    """Given anchors win; those stored with the weights arrive with these, only their number matters here."""
+    if given is not None:
+        try:
+            return spec.with_anchors(given)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"anchors: {error}") from error
+    count = spec.anchors if isinstance(spec.anchors, int) else len(spec.anchors[0]) // 2
+    return spec if stored is None or stored.shape[1] == count else spec.with_anchors(stored.shape[1])
+
+
+def _from_ours(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    if content.get("version", 0) > VERSION:
+        raise UserError(f"{path} was written by a newer version (format {content['version']}); update this repository")
+    if missing := [key for key in ("description", "names", "named", "model") if key not in content]:
+        raise UserError(f"{path} is a checkpoint of ours without {', '.join(missing)}; it was not written by this code")
+    description = content["description"]
+    return Checkpoint(
+        path,
+        _tensors(content["model"]),
+        ModelSpec.from_dict(description, str(description.get("name", path.stem)), str(path)),
+        tuple(content["names"]) if content["named"] else None,
+        content.get("training"),
+        {key: content[key] for key in ("options", "hyp", "metrics") if key in content},
+    )
+
+
+def _from_state(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    state = _tensors(content)
+    if not any(key.startswith("model.") for key in state):
+        raise UserError(f"{path} holds no weights of a YOLO model (keys like model.0.conv.weight)")
+    return Checkpoint(path, state, recognise(state))
+
+
+def _from_module(path: Path, module: StandIn) -> Checkpoint:
+    rows = module.get("yaml")
+    if not isinstance(rows, Mapping) or "backbone" not in rows or "head" not in rows:
+        raise UserError(f"{path} holds a {module.origin}, not a detector with a layer description")
+    _check_family(path, module, rows)
+    spec = ModelSpec.from_dict(rows, path.stem, str(path))
+    return Checkpoint(
+        path,
+        _tensors(dict(module_tensors(module))),
+        replace(spec, activation=_activation(path, module) or spec.activation),
+        _names(module.get("names")),
+    )
+
+
+def _check_family(path: Path, module: StandIn, rows: Mapping[str, Any]) -> None:
+    """Refuses what is not built of our blocks, with the name of what it is."""
+    file = rows.get("yaml_file") or module.get("yaml_file")
+    family = Path(file).stem if isinstance(file, str) else module.origin
+    unknown = sorted({str(row[2]) for row in (*rows["backbone"], *rows["head"])} - {*BLOCKS, *HEADS})
+    if "anchors" not in rows or unknown:
+        reason = f"its layers {', '.join(unknown)} are unknown" if unknown else "its head has no anchors"
+        raise UserError(f"{path} holds a model of the family {family}, which is not supported yet: {reason}")
+
+
+def _activation(path: Path, module: StandIn) -> str | None:
+    """Which activation a pickled model uses, if not SiLU: releases differ without their rows saying so."""
+    found = set()
+    for name, child in submodules(module):
+        kind = f"nn.{child.origin.rpartition('.')[2]}"
+        if name == "act" and kind in ACTIVATIONS:
+            found.add(f"{kind}({child.get('negative_slope')})" if kind == "nn.LeakyReLU" else kind)
+    if len(found) > 1:
+        raise UserError(f"{path} mixes activations ({', '.join(sorted(found))}), which no model file can say")
+    return None if found <= {"nn.SiLU"} else found.pop()
+
+
+def _names(names: Any) -> tuple[str, ...] | None:
+    """Class names given as list or dict; None where they are only numbers."""
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names)]
+    if not isinstance(names, list | tuple) or not names:
+        return None
+    made_up = all(re.fullmatch(r"(class\s*)?\d+", str(name)) for name in names)
+    return None if made_up else tuple(str(name) for name in names)
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict as float32, wrappers' prefixes (`module.`) cut off."""
+    first = next((key for key in content if isinstance(key, str) and "model.0." in key), "model.0.")
+    prefix = first[: first.index("model.0.")]
+    state = {str(key).removeprefix(prefix): value for key, value in content.items() if isinstance(value, Tensor)}
+    return {key: value.detach().float() if value.is_floating_point() else value for key, value in state.items()}

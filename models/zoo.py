@@ -1,0 +1,82 @@
+"""Where published weights are had."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils import dist
+from utils.errors import UserError, nearest
+
+PATIENCE = 3600.0  # seconds that other ranks wait for a download
+
+log = logging.getLogger(__name__)
+
+
+class Release(NamedTuple):
+    address: str
+    sha256: str | None = None  # its beginning; None where the publisher names none
+
+
+_YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"  # GPL-3.0 / AGPL-3.0 of their authors
+
+RELEASES = {
+    "yolov5n.pt": Release(f"{_YOLOV5}/yolov5n.pt"),
+    "yolov5s.pt": Release(f"{_YOLOV5}/yolov5s.pt"),
+    "yolov5m.pt": Release(f"{_YOLOV5}/yolov5m.pt"),
+    "yolov5l.pt": Release(f"{_YOLOV5}/yolov5l.pt"),
+    "yolov5x.pt": Release(f"{_YOLOV5}/yolov5x.pt"),
+    "yolov5n6.pt": Release(f"{_YOLOV5}/yolov5n6.pt"),
+    "yolov5s6.pt": Release(f"{_YOLOV5}/yolov5s6.pt"),
+    "yolov5m6.pt": Release(f"{_YOLOV5}/yolov5m6.pt"),
+    "yolov5l6.pt": Release(f"{_YOLOV5}/yolov5l6.pt"),
+    "yolov5x6.pt": Release(f"{_YOLOV5}/yolov5x6.pt"),
+}
+
+
+def resolve_weights(name: str) -> Path:
+    """An existing file, or the file of a published name (`yolov5s.pt`, also `weights/yolov5s.pt`), downloaded there.
+
+    Raises:
+        UserError: no such file and no such name, or the download failed; it says where to put the file.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    release = RELEASES.get(path.name)
+    if release is None:
+        raise UserError(f"no weights file {name}{nearest(path.name, RELEASES)}; downloaded: {', '.join(RELEASES)}")
+    if dist.local_rank() == 0:
+        _download(release, path)
+    else:
+        _wait_for(path)
+    return path
+
+
+def _wait_for(path: Path) -> None:
+    """Until the first rank of this machine has the file.
+
+    Not a barrier: a rank that comes late finds the file there and would never reach it. When the first rank fails,
+    torchrun ends the others.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"{path} did not arrive in {PATIENCE / 60:.0f} minutes")
+        time.sleep(0.2)
+
+
+def _download(release: Release, path: Path) -> None:
+    log.info("downloading %s to %s", release.address, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # into a temporary file beside it, then renamed
+        torch.hub.download_url_to_file(release.address, str(path), hash_prefix=release.sha256, progress=True)
+    except (OSError, RuntimeError) as error:  # no network, no such address, disk full; a wrong checksum
+        raise UserError(
+            f"{path.name} could not be downloaded ({error}); get it from {release.address} and put it at {path}"
+        ) from error

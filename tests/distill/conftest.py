@@ -1,0 +1,129 @@
+"""Small detectors with the interface of `models.yolo.Model`, and what tests need around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.types import Batch, FeatureInfo, Prediction
+
+
+class Gains(NamedTuple):
+    box: float = 0.05
+    obj: float = 1.0
+    cls: float = 0.5
+
+
+ANCHORS = {8: [[10, 13], [16, 30]], 16: [[30, 61], [62, 45]], 32: [[116, 90], [156, 198]], 64: [[300, 200], [400, 500]]}
+
+
+class TinyHead(nn.Module):
+    def __init__(self, channels: int, strides: Sequence[int], num_classes: int, anchors: dict[int, list]) -> None:
+        super().__init__()
+        self.num_classes, self.num_anchors, self.num_levels = num_classes, 2, len(strides)
+        self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
+        pixels = torch.tensor([anchors[stride] for stride in strides], dtype=torch.float32)
+        self.register_buffer("anchors", pixels / self.strides[:, None, None])
+        self.m = nn.ModuleList(nn.Conv2d(channels, 2 * (5 + num_classes), 1) for _ in strides)
+
+    @property
+    def anchors_px(self) -> Tensor:
+        return self.anchors * self.strides[:, None, None]
+
+    def forward(self, maps: Sequence[Tensor]) -> Prediction:
+        levels = (convolution(x).unflatten(1, (2, -1)) for convolution, x in zip(self.m, maps, strict=True))
+        return Prediction(tuple(level.permute(0, 1, 3, 4, 2).contiguous() for level in levels))
+
+
+class TinyDetector(nn.Module):
+    """Layer 0 of stride 4, then one layer a stride of the head, each feeding it."""
+
+    def __init__(
+        self,
+        channels: int = 4,
+        num_classes: int = 3,
+        strides: Sequence[int] = (8, 16, 32),
+        names: Sequence[str] | None = None,
+        anchors: dict[int, list] | None = None,
+    ) -> None:
+        super().__init__()
+        all_strides = [4, *strides]
+        steps = [4] + [after // before for before, after in zip(all_strides, strides, strict=False)]
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, channels, 3, step, 1), nn.BatchNorm2d(channels), nn.SiLU())
+            for c, step in zip([3] + [channels] * len(strides), steps, strict=True)
+        )
+        self.head = TinyHead(channels, strides, num_classes, anchors or ANCHORS)
+        self.feature_info = tuple(FeatureInfo(i, channels, stride) for i, stride in enumerate(all_strides))
+        self.head_inputs = tuple(range(1, len(all_strides)))
+        self.num_classes, self.named = num_classes, names is not None
+        self.names = tuple(names or (str(index) for index in range(num_classes)))
+        self.calls: list[int] = []  # how many layers each pass ran, head included
+
+    def forward(self, x: Tensor, augment: bool = False, profile: bool = False, extra_features: Sequence[int] = ()):
+        maps = self.features(x, range(len(self.layers)))
+        self.calls[-1] += 1
+        prediction = self.head(maps[1:])
+        return (prediction, [maps[index] for index in extra_features]) if extra_features else prediction
+
+    def features(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        maps = []
+        for layer in self.layers[: max(layers) + 1]:
+            x = layer(x)
+            maps.append(x)
+        self.calls.append(len(maps))
+        return [maps[index] for index in layers]
+
+    def fuse(self) -> TinyDetector:
+        """Keeps its BatchNorm, so that tests can watch it."""
+        return self
+
+
+class SumOfSquares(nn.Module):
+    """Stands in for the detection loss."""
+
+    def forward(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        return {"box": 1e-3 * torch.stack([level.float().square().mean() for level in prediction.levels]).sum()}
+
+
+@pytest.fixture
+def detector() -> Callable[..., TinyDetector]:
+    return TinyDetector
+
+
+@pytest.fixture
+def criterion() -> nn.Module:
+    return SumOfSquares()
+
+
+@pytest.fixture
+def gains() -> Gains:
+    return Gains()
+
+
+@pytest.fixture
+def draw_batch() -> Callable[..., Batch]:
+    def draw(images: int = 2, size: int = 64, empty: bool = False) -> Batch:
+        targets = torch.tensor([[0, 1, 0.5, 0.5, 0.2, 0.3], [images - 1, 0, 0.2, 0.7, 0.1, 0.1]])
+        return Batch(
+            images=torch.rand(images, 3, size, size),
+            targets=targets[:0] if empty else targets,
+            labelled=torch.ones(images, dtype=torch.bool),
+        )
+
+    return draw
+
+
+@pytest.fixture
+def draw_prediction() -> Callable[..., Prediction]:
+    """Raw levels of a TinyHead for 64 px: as wide apart as those of a trained head."""
+
+    def draw(num_classes: int = 3, images: int = 2, strides: Sequence[int] = (8, 16, 32)) -> Prediction:
+        shapes = [(images, 2, 64 // stride, 64 // stride, 5 + num_classes) for stride in strides]
+        return Prediction(tuple(3 * torch.randn(shape) for shape in shapes))
+
+    return draw

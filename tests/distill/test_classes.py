@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from distill.classes import match_classes
+from utils.errors import UserError
+
+COCO = ["person", "bicycle", "car", "traffic light", "dog"]
+
+
+def test_by_name_whatever_the_order():
+    classes = match_classes(["car", "person"], COCO, 2, 5)
+    assert classes.student == (0, 1)
+    assert classes.teacher == (2, 0)
+    assert classes.teaches_all
+    assert not classes.learns_all
+    assert not classes.identical
+
+
+def test_case_spaces_and_hyphens_do_not_matter():
+    assert match_classes(["Traffic-Light", "DOG", "traffic_light"], COCO, 3, 5).teacher == (3, 4, 3)
+
+
+def test_an_exact_name_wins_over_a_similar_one():
+    assert match_classes(["tv"], ["T V", "tv"], 1, 2).teacher == (1,)
+
+
+def test_part_of_a_name_is_not_the_name():
+    assert match_classes(["car", "person rider"], COCO, 2, 5).student == (0,)
+
+
+def test_same_lists_are_identical():
+    assert match_classes(COCO, COCO, 5, 5).identical
+    assert not match_classes(COCO[::-1], COCO, 5, 5).identical
+
+
+def test_the_mapping_is_logged(caplog):
+    with caplog.at_level(logging.INFO):
+        classes = match_classes(["dog", "helmet", "car"], COCO, 3, 5)
+    assert "2 of 5 teacher classes are the student's; not taught: helmet" in caplog.text
+    assert not classes.teaches_all
+
+
+def test_by_index_only_without_names_and_with_equal_counts(caplog):
+    with caplog.at_level(logging.INFO):
+        assert match_classes(None, COCO, 5, 5).identical
+        assert match_classes(COCO, None, 5, 5).identical
+    assert "taken in order" in caplog.text
+    with pytest.raises(UserError, match=r"3 classes and the teacher 5, and the student has no class.*outputs: {}"):
+        match_classes(None, COCO, 3, 5)
+
+
+def test_names_decide_even_where_counts_are_equal():
+    assert match_classes(["a", "b", "c"], ["c", "x", "a"], 3, 3).teacher == (2, 0)
+
+
+def test_nothing_in_common_says_what_to_do():
+    with pytest.raises(UserError, match=r"no class of the teacher .*helmet, vest.*features only"):
+        match_classes(["helmet", "vest"], COCO, 2, 5)

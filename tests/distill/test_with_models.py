@@ -1,0 +1,64 @@
+"""Distillation between the models of this repository, which the other files replace by small stand-ins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distill.task import build_distillation
+from distill.teacher import Teacher
+from losses.anchor import AnchorLoss, rescaled_gains
+from models.graph import read_spec
+from models.yolo import Model
+from utils.errors import UserError
+from utils.hyp import Hyp
+
+NAMES = ("cat", "dog", "bird")
+SIZE = (128, 128)
+
+
+def task_of(student, teacher, **recipe):
+    hyp = Hyp(**recipe)
+    gains = rescaled_gains(hyp, student.head.num_levels, student.num_classes, SIZE)
+    criterion = AnchorLoss(student.head, hyp, SIZE)
+    return build_distillation(student, criterion, teacher, hyp, use_outputs=True, use_features=True, gains=gains)
+
+
+@pytest.fixture(scope="module")
+def pico():
+    return Model(read_spec("yolov5p"), 3, NAMES)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Model(read_spec("yolov5n"), 3, NAMES)
+
+
+def test_the_inputs_of_the_heads_are_found_and_taught(pico, nano, draw_batch):
+    task = task_of(pico, nano, outputs={"objectness_scaled": {}, "kl": {}}, features={"cwd": {}, "mimic": {}}).train()
+    terms = task(draw_batch(size=128))
+    layers = [f"kd_{method}_layer{layer}" for method in ("cwd", "mimic") for layer in (17, 20, 23)]
+    assert list(terms) == ["box", "obj", "cls", "kd_objectness_scaled", "kd_kl", *layers]
+    assert all(terms[name].item() > 0 for name in task.term_names)
+    sum(terms.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
+
+
+def test_the_folded_teacher_says_what_the_model_says(nano):
+    images = torch.rand(2, 3, 128, 128)
+    prediction, maps = Teacher(nano)(images, [17, 23])
+    with torch.no_grad():
+        expected, features = nano.eval()(images, extra_features=[17, 23])
+    for ours, theirs in zip((*prediction.levels, *maps), (*expected.levels, *features), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    _, (early,) = Teacher(nano)(images, [17], want_prediction=False)
+    torch.testing.assert_close(early, features[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_p6_teacher_says_what_stands_in_the_way_of_a_p5_student(pico, draw_batch):
+    """Its anchors are others; its features are not."""
+    teacher = Model(read_spec("yolov5n6"), 3, NAMES)
+    with pytest.raises(UserError, match="anchors differ at stride 8"):
+        task_of(pico, teacher)
+    terms = task_of(pico, teacher, outputs={}).train()(draw_batch(size=128))
+    assert [name for name in terms if name.startswith("kd")] == [f"kd_cwd_layer{layer}" for layer in (17, 20, 23)]

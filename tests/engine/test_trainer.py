@@ -1,0 +1,274 @@
+"""The loop: order, saving, resuming, stopping."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.callbacks import Callback
+from engine.optim import Recipe, Timetable, build_optimizer
+from engine.task import DetectionTask
+from engine.trainer import Plan, Trainer
+from losses.anchor import AnchorLoss
+from models.graph import read_spec
+from models.weights import load_model, read_checkpoint
+from models.yolo import Model
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.types import Batch, Progress
+
+CPU = torch.device("cpu")
+SIZE = 64
+
+
+def batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=generator)
+    boxes = torch.rand(4, 4, generator=generator) * 0.3 + 0.2
+    targets = torch.cat((torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]), boxes), 1)
+    return Batch(images, targets, torch.ones(2, dtype=torch.bool))
+
+
+class Loader:
+    """Batches that depend on the epoch, as a real loader's do."""
+
+    def __init__(self, steps: int = 3) -> None:
+        self.steps = steps
+        self.epoch = 0
+        self.mosaic: list[bool] = []
+        self.weights: list[Any] = []
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch(1000 * self.epoch + step) for step in range(self.steps))
+
+    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+        self.epoch = epoch
+        self.mosaic.append(mosaic)
+
+    def set_image_weights(self, weights: Any) -> None:
+        self.weights.append(weights)
+
+
+class Judge:
+    """An evaluator with a verdict for each validation."""
+
+    def __init__(self, *verdicts: float) -> None:
+        self.verdicts = list(verdicts)
+
+    def __call__(self, model: nn.Module, criterion: nn.Module | None = None, progress: bool = True) -> Any:
+        score = self.verdicts.pop(0)
+        evaluation = SimpleNamespace(
+            precision=score, recall=score, map50=score, map=score, per_class=[SimpleNamespace(map=score)] * 2
+        )
+        return SimpleNamespace(evaluation=evaluation, losses={"box": 1.0})
+
+
+def detection() -> DetectionTask:
+    torch.manual_seed(0)
+    model = Model(read_spec("yolov5p"), 2, ("a", "b"))
+    return DetectionTask(model, AnchorLoss(model.head, Hyp(), (SIZE, SIZE)))
+
+
+def plan(folder: Path, epochs: int = 3, **changes: Any) -> Plan:
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_iterations=4), "linear", batch_size=32)
+    return replace(Plan(folder, epochs, CPU, None, timetable, stride=32), **changes)
+
+
+def trainer(
+    task: nn.Module, plan: Plan, judge: Judge | None = None, loader: Loader | None = None, *watch: Any
+) -> Trainer:
+    optimizer = build_optimizer(task, Recipe("SGD", 0.01, 0.9, 0.1), 5e-4)
+    return Trainer(task, optimizer, loader or Loader(), judge, plan, watch)
+
+
+class Terms(Callback):
+    """Writes down what it sees."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.epochs: list[int] = []
+
+    def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
+        self.losses.append(sum(terms.values()))
+
+    def on_epoch_end(self, trainer: Trainer, record: Any) -> None:
+        self.epochs.append(record.epoch)
+
+
+class Crash(Callback):
+    """Pulls the plug at the start of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
+        if progress.epoch == self.epoch and progress.step == 1:
+            raise ConnectionError("the machine is gone")
+
+
+def distillation() -> nn.Module:
+    specification = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("ranks.py"))
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    task: nn.Module = module.distillation()
+    return task
+
+
+@pytest.mark.parametrize("make", [detection, distillation])
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(make: Any, tmp_path: Path) -> None:
+    through = trainer(make(), plan(tmp_path / "through"), Judge(0.1, 0.2, 0.3))
+    through.fit()
+
+    crashed = trainer(make(), plan(tmp_path / "crash"), Judge(0.1, 0.2, 0.3), None, Crash(epoch=1))
+    with pytest.raises(ConnectionError):
+        crashed.fit()
+    saved = read_checkpoint(tmp_path / "crash/weights/last.pt")
+    assert saved.training is not None
+    torch.manual_seed(99)  # a new process has another past
+    task = make()
+    for parameter in task.parameters():
+        parameter.data.normal_()
+    resumed = trainer(task, plan(tmp_path / "crash"), Judge(0.2, 0.3))
+    resumed.resume(saved.state, saved.training)
+    assert resumed.start_epoch == 1
+    resumed.fit()
+
+    for one, other in ((through.task, resumed.task), (through.ema.model, resumed.ema.model)):
+        for (key, value), again in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(value, again), key
+    ends = [read_checkpoint(tmp_path / name / "weights/last.pt").state for name in ("through", "crash")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    class Same(Loader):
+        def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+            """The same three batches in every epoch."""
+
+    task, terms = detection(), Terms()
+    recipe = Recipe("AdamW", 0.002, 0.9, 0.0)
+    timetable = Timetable(recipe, Hyp(warmup_epochs=0), "linear", batch_size=64)
+    settings = plan(tmp_path, epochs=10, timetable=timetable)
+    Trainer(task, build_optimizer(task, recipe, 5e-4), Same(), None, settings, [terms]).fit()
+    assert sum(terms.losses[-3:]) < 0.8 * sum(terms.losses[:3])
+
+
+def test_the_end_leaves_a_half_precision_student_alone(tmp_path: Path) -> None:
+    outcome = trainer(distillation(), plan(tmp_path), Judge(0.1, 0.3, 0.2)).fit()
+    for path in (outcome.best, outcome.last):
+        content = torch.load(path, weights_only=True)
+        assert "training" not in content
+        assert all(key.startswith("model.") for key in content["model"])
+        assert {value.dtype for value in content["model"].values() if value.is_floating_point()} == {torch.float16}
+    model, _ = load_model(str(outcome.best))
+    assert len(model.model) == len(distillation().model.model)
+
+
+def test_while_it_runs_last_holds_what_resume_needs_and_a_student_alone(tmp_path: Path) -> None:
+    task = distillation()
+    with pytest.raises(ConnectionError):
+        trainer(task, plan(tmp_path), Judge(0.1), None, Crash(epoch=1)).fit()
+    content = torch.load(tmp_path / "weights/last.pt", weights_only=True)
+    assert any(key.startswith("pairs.") for key in content["training"]["task"])
+    assert content["model"].keys() == task.model.state_dict().keys()
+    assert content["training"]["epoch"] == 1
+
+
+def test_best_is_the_best_epoch(tmp_path: Path) -> None:
+    outcome = trainer(detection(), plan(tmp_path), Judge(0.1, 0.3, 0.2)).fit()
+    assert outcome.best_epoch == 1
+    assert torch.load(outcome.best, weights_only=True)["metrics"]["metrics/mAP50"] == pytest.approx(0.3)
+
+
+def test_patience_stops_and_is_told(tmp_path: Path) -> None:
+    outcome = trainer(detection(), plan(tmp_path, epochs=9, patience=2), Judge(0.1, 0.3, 0.2, 0.2)).fit()
+    assert outcome.stopped_early
+    assert outcome.epochs_run == 4
+    assert "training" not in torch.load(outcome.last, weights_only=True)
+
+
+def test_validation_is_skipped_between_periods_and_never_at_the_end(tmp_path: Path) -> None:
+    judge = Judge(0.1, 0.2)
+    trainer(detection(), plan(tmp_path, epochs=3, val_period=2), judge).fit()
+    assert judge.verdicts == []
+
+
+def test_a_loss_that_is_not_finite_names_epoch_step_and_terms(tmp_path: Path) -> None:
+    task = detection()
+
+    class Broken(nn.Module):
+        def forward(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
+            return {"box": prediction.levels[0].mean() * float("nan"), "obj": prediction.levels[0].mean() * 0 + 0.41}
+
+    with pytest.raises(UserError, match=r"not finite at epoch 0, step 0: box nan, obj 0\.41\. Lower lr0"):
+        trainer(DetectionTask(task.model, Broken()), plan(tmp_path)).fit()
+
+
+def test_mosaic_closes_for_the_last_epochs(tmp_path: Path) -> None:
+    loader = Loader()
+    trainer(detection(), plan(tmp_path, close_mosaic=1), None, loader).fit()
+    assert loader.mosaic == [True, True, False]
+
+
+def test_image_weights_follow_the_last_validation(tmp_path: Path) -> None:
+    loader = Loader()
+    trainer(detection(), plan(tmp_path, epochs=2, image_weights=True), Judge(0.5, 0.5), loader).fit()
+    assert len(loader.weights) == 1
+    assert loader.weights[0] == pytest.approx([0.25, 0.25])
+
+
+def test_gradients_accumulate_to_the_nominal_batch_and_the_epoch_ends_with_a_step(tmp_path: Path) -> None:
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=32)
+    run = trainer(detection(), plan(tmp_path, epochs=1, timetable=timetable), None, Loader(5))
+    run.fit()
+    assert run.optimizer_steps == 3  # batches 1+2, 3+4, 5
+
+
+def test_multi_scale_sizes_are_multiples_of_the_stride_and_repeat(tmp_path: Path) -> None:
+    run = trainer(detection(), plan(tmp_path, multi_scale=True))
+    sizes = [run._rescaled(batch(0), Progress(0, step, 3, 20)).images.shape[2:] for step in range(20)]
+    assert len(set(sizes)) > 1
+    assert all(side % 32 == 0 and 32 <= side <= 96 for size in sizes for side in size)
+    assert sizes == [run._rescaled(batch(0), Progress(0, step, 3, 20)).images.shape[2:] for step in range(20)]
+
+
+def test_frozen_layers_stay(tmp_path: Path) -> None:
+    from engine.run import freeze
+
+    task = detection()
+    freeze(task.model, (0, 1))
+    before = {key: value.clone() for key, value in task.model.named_parameters()}
+    trainer(task, plan(tmp_path, epochs=1)).fit()
+    moved = {key for key, value in task.model.named_parameters() if not torch.equal(value, before[key])}
+    assert not any(key.startswith(("model.0.", "model.1.")) for key in moved)
+    assert any(key.startswith("model.2.") for key in moved)
+
+
+def test_every_term_has_a_column_of_its_own(tmp_path: Path) -> None:
+    from engine.loggers.table import CsvTable
+
+    task = distillation()
+    trainer(task, plan(tmp_path, epochs=2), Judge(0.1, 0.2), None, CsvTable(tmp_path / "results.csv")).fit()
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    header = lines[0].split(",")
+    assert len(lines) == 3
+    assert {f"train/{name}" for name in ("box", "obj", "cls", *task.term_names)} <= set(header)
+    assert {"epoch", "metrics/mAP50-95", "val/box", "lr/weights", "lr/biases"} <= set(header)
+
+
+def test_bf16_autocast_trains(tmp_path: Path) -> None:
+    terms = Terms()
+    trainer(distillation(), plan(tmp_path, epochs=2, precision=torch.bfloat16), None, None, terms).fit()
+    assert len(terms.losses) == 6

@@ -1,0 +1,90 @@
+"""Our models beside what the published ones are recorded to be and to put out."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from models.spec import ModelSpec, read_spec
+from models.summary import count_parameters, gflops
+from models.weights import load_model
+from models.yolo import Model
+
+RECORDED = ["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5n6", "yolov5s6", "yolov5l6", "yolov5x6"]
+# published: million parameters, GFLOPs at 640 pixels
+PUBLISHED = {
+    "yolov5n": (1.9, 4.5),
+    "yolov5s": (7.2, 16.5),
+    "yolov5m": (21.2, 49.0),
+    "yolov5l": (46.5, 109.1),
+    "yolov5x": (86.7, 205.7),
+    "yolov5n6": (3.2, 4.6),
+    "yolov5s6": (12.6, 16.8),
+    "yolov5m6": (35.7, 50.0),
+    "yolov5l6": (76.8, 111.4),
+    "yolov5x6": (140.7, 209.8),
+}
+
+
+def test_every_recorded_size_is_tested(recorded):
+    assert sorted(recorded["models"]) == sorted(RECORDED)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_keys_shapes_and_outputs_equal_the_recorded(name, recorded, fill):
+    expected = recorded["models"][name]
+    model = Model(read_spec(name), 80).eval()
+
+    lines = [f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()]
+    assert len(lines) == expected["tensors"]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["digest"]
+    assert count_parameters(model) == expected["parameters"]
+    assert model.head.strides.tolist() == expected["stride"]
+
+    fill(model)
+    image = np.random.default_rng(256).integers(0, 256, (1, 3, 256, 256), dtype=np.uint8)
+    with torch.no_grad():
+        levels = model(torch.from_numpy(image).float() / 255).levels
+        decoded = model.head.decode(levels)
+    for output, record in zip((*levels, decoded), expected["outputs"], strict=True):
+        assert list(output.shape[1:]) == record["shape"]
+        difference = output.flatten()[record["index"]] - torch.tensor(record["value"])
+        assert difference.abs().max() < 1e-4 * record["largest"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_size_is_as_published(name):
+    with torch.device("meta"):
+        model = Model(read_spec(name), 80)
+    millions, operations = PUBLISHED[name]
+    assert count_parameters(model) / 1e6 == pytest.approx(millions, abs=0.1)
+    assert gflops(model) == pytest.approx(operations, rel=0.015)
+
+
+def test_other_published_rows_build(recorded):
+    for name, rows in recorded["rows"].items():
+        with torch.device("meta"):
+            model = Model(ModelSpec.from_dict(rows, name, name), 80)
+            levels = model(torch.empty(1, 3, 256, 256)).levels
+        assert len(levels) == len(model.head_inputs), name
+
+
+@pytest.mark.parametrize("weights, record", [("yolov5n.pt", "yolov5n"), ("yolov5s_state_dict.pt", "yolov5s")])
+def test_published_weights_put_out_what_was_recorded_on_a_photograph(weights, record, shared):
+    model, report = load_model(str(shared / "weights" / weights))
+    assert report.taken == report.total == 349
+    expected = np.load(shared / "weights" / f"{record}_recorded.npz")
+    with torch.no_grad():
+        levels = model.eval()(torch.from_numpy(expected["image_uint8_chw_rgb"])[None].float() / 255).levels
+        decoded = model.head.decode(levels)[0]
+    for i, level in enumerate(levels):
+        assert list(level.shape[1:]) == expected[f"level{i}_shape"].tolist()
+        difference = level.flatten()[expected[f"level{i}_index"]] - torch.from_numpy(expected[f"level{i}_value"])
+        assert difference.abs().max() < 1e-4 * level.abs().max()
+
+    top = torch.from_numpy(expected["decoded_top50_xywh_obj_cls"])
+    distance = torch.cdist(top, decoded, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
+    assert distance.max() < 0.02  # pixels, over 85 values; each recorded row is among ours

@@ -1,0 +1,54 @@
+"""Changes of form and frame, against torchvision and by hand."""
+
+from __future__ import annotations
+
+import torch
+from torchvision.ops import box_convert, clip_boxes_to_image
+
+from utils.boxes import clip, iou_matrix, to_original, to_tensor, xywh_to_xyxy, xyxy_to_xywh
+from utils.types import Frame
+
+FRAME = Frame(height=480, width=640, scale_y=0.5, scale_x=0.5, offset_y=40, offset_x=0)
+
+
+def some_corners(count: int = 50) -> torch.Tensor:
+    first = torch.rand(count, 2) * 300
+    return torch.cat((first, first + torch.rand(count, 2) * 100), dim=1)
+
+
+def test_forms_equal_torchvision():
+    corners = some_corners()
+    assert torch.allclose(xyxy_to_xywh(corners), box_convert(corners, "xyxy", "cxcywh"))
+    assert torch.allclose(xywh_to_xyxy(xyxy_to_xywh(corners)), corners, atol=1e-4)
+
+
+def test_forms_work_on_any_number_of_axes_and_on_none():
+    assert xywh_to_xyxy(torch.rand(2, 3, 7, 4)).shape == (2, 3, 7, 4)
+    assert xyxy_to_xywh(torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_clipping_equals_torchvision_and_edits_nothing():
+    boxes = some_corners() - 100
+    before = boxes.clone()
+    assert torch.equal(clip(boxes, (120, 200)), clip_boxes_to_image(boxes, (120, 200)))
+    assert torch.equal(boxes, before)
+
+
+def test_a_box_goes_to_the_original_by_hand():
+    box = torch.tensor([[10.0, 50, 110, 140]])
+    assert to_original(box, FRAME).tolist() == [[20, 20, 220, 200]]
+
+
+def test_the_way_there_and_back_changes_nothing():
+    boxes = some_corners()
+    assert torch.allclose(to_original(to_tensor(boxes, FRAME), FRAME), boxes, atol=1e-3)
+
+
+def test_what_lies_in_the_padding_is_cut():
+    box = torch.tensor([[-5.0, 0, 400, 330]])
+    assert to_original(box, FRAME).tolist() == [[0, 0, 640, 480]]
+
+
+def test_overlaps_of_empty_boxes_are_zero():
+    assert iou_matrix(torch.zeros(2, 4), torch.zeros(3, 4)).tolist() == [[0] * 3] * 2
+    assert iou_matrix(torch.zeros(0, 4), some_corners(3)).shape == (0, 3)

@@ -1,0 +1,200 @@
+"""Recipes: ours, published ones, and those with a mistake."""
+
+# ruff: noqa: C408 - `dict(lr0=0.01)` reads like the files
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError
+from utils.files import ROOT
+from utils.hyp import (
+    Hyp,
+    Schedule,
+    distillation_keys,
+    has_distillation_keys,
+    hyp_from_dict,
+    hyp_to_dict,
+    read_hyp,
+    resolve_hyp,
+    write_hyp,
+)
+
+# what YOLOv5's files share, as published (they name every key, unused ones too)
+SHARED = dict(
+    lr0=0.01, lrf=0.01, momentum=0.937, weight_decay=0.0005, warmup_epochs=3.0, warmup_momentum=0.8, warmup_bias_lr=0.1,
+    box=0.05, cls=0.5, cls_pw=1.0, obj=1.0, obj_pw=1.0, iou_t=0.2, anchor_t=4.0, fl_gamma=0.0, hsv_h=0.015, hsv_s=0.7,
+    hsv_v=0.4, degrees=0.0, translate=0.1, scale=0.5, shear=0.0, perspective=0.0, flipud=0.0, fliplr=0.5, mosaic=1.0,
+    mixup=0.0, copy_paste=0.0,
+)  # fmt: skip
+MEDIUM = dict(lrf=0.1, cls=0.3, obj=0.7, scale=0.9, mixup=0.1)
+PUBLISHED = {
+    "scratch-low": {},
+    "scratch-med": MEDIUM,
+    "scratch-high": MEDIUM | dict(copy_paste=0.1),
+    "no-augmentation": dict(
+        lrf=0.1, cls=0.3, obj=0.7, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0.0
+    ),
+    "VOC": dict(
+        lr0=0.00334, lrf=0.15135, momentum=0.74832, weight_decay=0.00025, warmup_epochs=3.3835, warmup_momentum=0.59462,
+        warmup_bias_lr=0.18657, box=0.02, cls=0.21638, cls_pw=0.5, obj=0.51728, obj_pw=0.67198, anchor_t=3.3744,
+        hsv_h=0.01041, hsv_s=0.54703, hsv_v=0.27739, translate=0.04591, scale=0.75544, mosaic=0.85834, mixup=0.04266,
+        anchors=3.412,
+    ),
+    "Objects365": dict(
+        lr0=0.00258, lrf=0.17, momentum=0.779, weight_decay=0.00058, warmup_epochs=1.33, warmup_momentum=0.86,
+        warmup_bias_lr=0.0711, box=0.0539, cls=0.299, cls_pw=0.825, obj=0.632, anchor_t=3.44, anchors=3.2, hsv_h=0.0188,
+        hsv_s=0.704, hsv_v=0.36, translate=0.0902, scale=0.491,
+    ),
+}  # fmt: skip
+
+
+def message(**keys: object) -> str:
+    with pytest.raises(UserError) as caught:
+        hyp_from_dict(keys, "hyp/mine.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_file_loads_unchanged_and_is_our_recipe_of_that_name(name: str, tmp_path: Path) -> None:
+    values = SHARED | PUBLISHED[name]
+    file = tmp_path / f"hyp.{name}.yaml"
+    file.write_text("# a published file\n" + "".join(f"{key}: {value}\n" for key, value in values.items()))
+    published = read_hyp(file)
+    for key, value in values.items():
+        assert key == "iou_t" or getattr(published, key) == value
+    assert read_hyp(f"data/hyps/hyp.{name}.yaml") == published
+
+
+def test_unused_keys_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        hyp_from_dict({"iou_t": 0.2, "loss_ota": 1, "lr0": 0.02}, "hyp/theirs.yaml")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("hyp/theirs.yaml: not used here: iou_t (")
+    assert "loss_ota" in record.getMessage()
+
+
+def test_the_default_recipe_is_scratch_low() -> None:
+    assert read_hyp("scratch-low") == Hyp()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "hyp").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_survives_writing(file: Path, tmp_path: Path) -> None:
+    hyp = read_hyp(file)
+    assert read_hyp(write_hyp(tmp_path / "hyp.yaml", hyp)) == hyp
+    assert hyp_from_dict(hyp_to_dict(hyp), "checkpoint") == hyp
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("scratch-low", "scratch-low"),
+        ("hyp/scratch-low.yaml", "scratch-low"),
+        ("hyp.scratch-low.yaml", "scratch-low"),
+        ("data/hyps/hyp.scratch-low.yaml", "scratch-low"),
+        ("./data/hyps/hyp.scratch-high.yaml", "scratch-high"),
+        ("/content/yolov5/data/hyps/hyp.scratch-med.yaml", "scratch-med"),
+        ("data/hyp.scratch.yaml", "scratch-low"),
+        ("hyp.VOC.yaml", "voc"),
+        ("hyp.Objects365.yaml", "objects365"),
+        ("hyp.no-augmentation.yaml", "no-augmentation"),
+        ("finetune", "finetune"),
+    ],
+)
+def test_names_in_peoples_notes_are_our_files(
+    name: str, stem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_hyp(name) == ROOT / "hyp" / f"{stem}.yaml"
+
+
+def test_a_file_that_exists_wins_over_our_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("data/hyps/hyp.scratch-low.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("lr0: 0.5\n")
+    assert read_hyp(str(own)).lr0 == 0.5
+
+
+def test_a_folder_called_like_a_recipe_is_not_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_hyp("demo") == ROOT / "hyp" / "demo.yaml"
+
+
+@pytest.mark.parametrize("name", ["mine/scratch-low.yaml", "scratch-lo", "data/hyp.scratch.p5.yaml"])
+def test_other_names_are_refused_with_what_there_is(name: str) -> None:
+    with pytest.raises(UserError, match=rf"--hyp {name}: no such file; (did .*\? )?our recipes: .*scratch-low"):
+        resolve_hyp(name)
+
+
+def test_a_misspelt_key() -> None:
+    assert message(lr_0=0.01) == "hyp/mine.yaml: unknown key 'lr_0'; did you mean 'lr0'?"
+
+
+def test_layer_lists_of_different_length() -> None:
+    rule = "every student layer needs exactly one teacher layer"
+    assert message(student_kd_layers=[17, 20], teacher_kd_layers=[17]) == (
+        f"hyp/mine.yaml: student_kd_layers has 2 entries and teacher_kd_layers has 1; {rule}"
+    )
+    assert message(student_kd_layers=[17]).endswith(f"student_kd_layers is given and teacher_kd_layers is not; {rule}")
+    assert "is empty" in message(student_kd_layers=[], teacher_kd_layers=[])
+    assert "twice" in message(student_kd_layers=[17, 17], teacher_kd_layers=[20, 20])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("lr0", value) for value in (0, -1)),
+        *((key, value) for key in ("mosaic", "mixup", "fliplr", "flipud", "copy_paste") for value in (-0.1, 1.1)),
+        *((key, -0.1) for key in ("box", "cls", "obj", "warmup_epochs", "weight_decay", "fl_gamma", "degrees")),
+        ("momentum", 1),
+        ("label_smoothing", 1),
+        ("scale", 1),
+        ("anchor_t", 0.5),
+        ("anchors", 0.5),
+        ("anchors", [[1, 2, 3]]),
+        ("anchors", [[1, 2], [1, 2, 3, 4]]),
+        ("anchors", [[1, -2]]),
+        ("optimizer", "adm"),
+        ("schedule", {"kind": "square"}),
+        ("schedule", {"end": 2}),
+        ("schedule", {"off_epochs": -1}),
+        ("features", {"cwd": {"weight": -1}}),
+        ("features", {"cwd": {"weight": "much"}}),
+        ("student_kd_layers", [-1]),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_key(key: str, value: object) -> None:
+    found = message(**{key: value})
+    assert found.startswith("hyp/mine.yaml: ")
+    assert key in found
+
+
+@pytest.mark.parametrize("anchors", [3, 3.4, ((10.0, 13.0, 16.0, 30.0), (30.0, 61.0, 62.0, 45.0))])
+def test_anchors_are_a_number_a_level_or_the_anchors_themselves(anchors: object) -> None:
+    assert hyp_from_dict({"anchors": anchors}, "x").anchors == anchors
+
+
+def test_no_key_is_the_default_and_an_empty_mapping_is_none_of_it() -> None:
+    assert hyp_from_dict({}, "x").outputs is None
+    hyp = hyp_from_dict({"outputs": {}}, "x")
+    assert hyp.outputs == {}
+    assert hyp_from_dict(hyp_to_dict(hyp), "x").outputs == {}
+
+
+def test_distillation_keys_are_those_that_differ_from_the_default() -> None:
+    assert not has_distillation_keys(read_hyp("scratch-low"))
+    assert distillation_keys(Hyp(outputs={})) == ("outputs",)
+    hyp = read_hyp("distill")
+    assert distillation_keys(hyp) == ("student_kd_layers", "teacher_kd_layers", "outputs", "features", "schedule")
+    assert hyp.schedule == Schedule("cosine", end=0.1, off_epochs=0)
+
+
+def test_a_recipe_cannot_be_edited() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Hyp().box = 1.0  # type: ignore[misc]

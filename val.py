@@ -1,0 +1,183 @@
+"""Score weights on a data set, or compare a student with its teacher.
+
+    python val.py --weights yolov5s.pt --data coco128.yaml                        # scores, curves, confusion matrix
+    python val.py --weights runs/train/exp/weights/best.pt --data my.yaml --task test --verbose
+    python val.py --weights student.pt --t_weights teacher.pt --data my.yaml      # one table of both, and a picture
+    python val.py --weights student.pt baseline.pt --t_weights teacher.pt --data my.yaml
+    python val.py --weights yolov5s.pt --data coco.yaml --save-json               # pycocotools' scores beside ours
+    python val.py --weights yolov5s.pt --data coco128.yaml --task speed --half --device 0
+
+Who is who: the first of --weights is the student, --t_weights the teacher, and further --weights are baselines (the
+student trained without a teacher). Without --t_weights the last of several --weights is the teacher.
+The run folder holds metrics.json, figures and, where several weights are compared, comparison.txt and comparison.jpg.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.options import ValOptions, val_options
+from utils.errors import exits_cleanly
+
+if TYPE_CHECKING:
+    import torch
+
+    from data.spec import DataSpec
+    from distill.compare import Contender
+    from engine.evaluator import Evaluator, Report
+    from models.yolo import Model
+
+FEW_CLASSES = 30  # up to which a table lists every class unasked
+SPEED_CONF, SPEED_IOU = 0.25, 0.45  # --task speed: what a deployed model runs with
+
+
+class Candidate(NamedTuple):
+    """A weights file to score."""
+
+    role: str
+    weights: Path
+    model: Model
+
+
+@exits_cleanly
+def main(argv: Sequence[str] | None = None) -> None:
+    options = val_options(argv)  # before torch is imported: --help and a mistyped flag answer at once
+    logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
+    validate(options)
+
+
+def validate(options: ValOptions) -> list[Contender]:
+    """Scores every weights file, prints the tables and fills the run folder."""
+    from data.spec import read_data
+    from distill.compare import class_table, contender, write_metrics
+    from engine.precision import choose_device, describe
+    from utils.files import run_folder
+
+    device = choose_device(options.device)
+    data = read_data(options.data)
+    if options.single_cls and data.num_classes != 1:
+        data = replace(data, num_classes=1, names=("item",))
+    candidates = load(options, device)
+    evaluator = build_evaluator(options, data, device, stride=max(one.model.stride for one in candidates))
+    folder = run_folder(options.project, options.name, options.exist_ok)
+    print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
+
+    contenders, reports = [], []
+    for index, one in enumerate(candidates):
+        report = evaluator(one.model)
+        contenders.append(contender(one.weights, one.role, one.model, report.evaluation, report.speed_ms[1]))
+        reports.append(report)
+        rows = class_table(report.evaluation).splitlines()
+        everything = options.verbose or (len(candidates) == 1 and data.num_classes <= FEW_CLASSES)
+        print(f"\n{one.role}: {one.weights}", *(rows if everything else rows[:2]), sep="\n")
+        print("an image takes {:.1f} ms to prepare, {:.1f} ms to run, {:.1f} ms to suppress".format(*report.speed_ms))
+        store(report, data.names, folder / f"{index}-{one.role}" if len(candidates) > 1 else folder, options)
+    write_metrics(folder / "metrics.json", contenders)
+    if len(candidates) > 1:
+        compare(contenders, reports, data.names, folder, options)
+    print(f"\nresults in {folder}")
+    return contenders
+
+
+def roles(weights: Sequence[str], t_weights: str) -> list[tuple[str, str]]:
+    """(role, weights) of each file, as this script's first lines say."""
+    named = [("student" if index == 0 else "baseline", name) for index, name in enumerate(weights) if name]
+    if t_weights:
+        return [*named, ("teacher", t_weights)]
+    if len(named) > 1:
+        named[-1] = ("teacher", named[-1][1])
+    return named
+
+
+def load(options: ValOptions, device: torch.device) -> list[Candidate]:
+    """The models, on the device. Weights that do not fill their model are said so."""
+    from models.weights import load_model, resolve_weights
+
+    candidates = []
+    for role, weights in roles(options.weights, options.t_weights):
+        path = resolve_weights(weights)
+        own_cfg = options.t_cfg if role == "teacher" and options.t_cfg else options.cfg
+        model, transfer = load_model(str(path), own_cfg or None)
+        if transfer is not None and transfer.skipped:
+            logging.warning("%s: %s", path, transfer.line())
+        candidates.append(Candidate(role, path, model.to(device)))
+    return candidates
+
+
+def build_evaluator(options: ValOptions, data: DataSpec, device: torch.device, stride: int) -> Evaluator:
+    """One evaluator for all models: the same images, the same batches."""
+    from data.loader import eval_loader
+    from engine.evaluator import Evaluator
+    from engine.run import rounded_size
+
+    speed = options.task == "speed"
+    loader = eval_loader(
+        data,
+        "val" if speed else options.task,
+        image_size=rounded_size(options.imgsz, stride),
+        batch_size=options.batch_size,
+        stride=stride,
+        rect=options.rect and not speed,
+        workers=options.workers,
+        single_class=options.single_cls,
+    )
+    return Evaluator(
+        loader,
+        device,
+        conf=SPEED_CONF if speed and "conf_thres" not in options.explicit else options.conf_thres,
+        iou=SPEED_IOU if speed and "iou_thres" not in options.explicit else options.iou_thres,
+        max_det=options.max_det,
+        half=options.half,
+        augment=options.augment,
+        single_class=options.single_cls,
+        names=data.names,
+        fuse=True,
+        collect=not speed,
+    )
+
+
+def store(report: Report, names: Sequence[str], folder: Path, options: ValOptions) -> None:
+    """Figures and files of one model."""
+    from engine.report import draw_report, save_json, save_txt
+
+    if options.task == "speed":
+        return
+    if not options.noplots:
+        draw_report(report, names, folder)
+    if options.save_txt:
+        print(f"label files in {save_txt(report.detections, folder / 'labels', options.save_conf)}")
+    if options.save_json and (scores := save_json(report.detections, names, folder)):
+        ours = report.evaluation
+        print(f"mAP50-95 {ours.map:.4f} mAP50 {ours.map50:.4f} here")
+        print(f"mAP50-95 {scores.map:.4f} mAP50 {scores.map50:.4f} by pycocotools, from {scores.source}")
+
+
+def compare(
+    contenders: Sequence[Contender],
+    reports: Sequence[Report],
+    names: Sequence[str],
+    folder: Path,
+    options: ValOptions,
+) -> None:
+    """The table of all, and the picture of student beside teacher."""
+    from distill.compare import beside, table
+    from utils.files import write_text
+    from utils.metrics import agreement
+
+    found = {one.role: report.detections for one, report in zip(contenders, reports, strict=True)}
+    agreed = None
+    if options.task != "speed" and {"student", "teacher"} <= found.keys():
+        agreed = agreement(*([one.found for one in found[role]] for role in ("student", "teacher")))
+    text = table(contenders, agreed, options.verbose)
+    write_text(folder / "comparison.txt", f"{text}\n")
+    print(f"\n{text}")
+    if options.task != "speed" and not options.noplots:
+        print(f"\nstudent beside teacher: {beside(found, names, folder / 'comparison.jpg')}")
+
+
+if __name__ == "__main__":
+    main()
