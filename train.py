@@ -11,29 +11,50 @@ Without arguments it trains a small student on a data set that the repository dr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.options import train_options
 from utils.errors import exits_cleanly
+
+if TYPE_CHECKING:
+    from engine.run import Session
+
+log = logging.getLogger(__name__)
 
 
 @exits_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
     options = train_options(argv)  # before torch is imported: --help and a misspelt flag answer at once
-    from distill.compare import write_metrics
     from engine.run import open_session
     from engine.task import DetectionTask
     from utils import dist
+    from utils.hyp import distillation_keys
 
     with open_session(options) as session:
-        session.tell_ignored_distillation_keys()
+        if keys := distillation_keys(session.hyp):
+            log.info("train.py has no teacher: %s of the recipe are ignored", ", ".join(keys))
         model = session.student()
         session.load_data(model.stride)
         session.fit_anchors(model)
         outcome = session.fit(DetectionTask(model, session.criterion(model)))
         if dist.is_main():
-            pass
-            write_metrics(outcome.folder / "metrics.json", [student])
+            conclude(session, outcome.best)
+
+
+def conclude(session: Session, best: Path) -> None:
+    """Scores the best weights once more, as they will be deployed: table, metrics.json, figures."""
+    from distill.compare import class_table, contender, write_metrics
+    from engine.report import draw_report
+
+    model, report = session.score(best)
+    student = contender(best, "student", model, report.evaluation, report.speed_ms[1])
+    write_metrics(session.folder / "metrics.json", [student])
+    if not session.options.noplots:
+        draw_report(report, session.data.names, session.folder)
+    print(f"\n{class_table(report.evaluation)}\n\nweights: {best}\nresults: {session.folder}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.options import DistillOptions, distill_options
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (use_outputs and takes_anchors(session, student, teacher)):
             session.fit_anchors(student)
 
-        weights = {}
+        weights: dict[str, Path] = {}
         if options.baseline:
             folder = session.folder / "baseline"
             plain = session.student(folder)
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             teacher_dtype=teacher_precision(session.device, session.precision),
         )
         weights["student"] = session.fit(task).best
-        weights["teacher"] = options.t_weights
+        weights["teacher"] = Path(options.t_weights)
         if dist.is_main():
             compare(session, weights)
 
@@ -100,8 +101,20 @@ def takes_anchors(session: Session[DistillOptions], student: Model, teacher: Mod
     return True
 
 
-def compare(session: Session[DistillOptions], weights: dict[str, object]) -> None:
+def compare(session: Session[DistillOptions], weights: dict[str, Path]) -> None:
     """Ends with student, teacher and baseline side by side: table, metrics.json, picture."""
+    from distill.compare import conclude, contender
+    from engine.report import draw_report
+
+    contenders, found = [], {}
+    for role in ("student", "teacher", "baseline"):
+        if role in weights:
+            model, report = session.score(weights[role])
+            found[role] = report.detections
+            contenders.append(contender(weights[role], role, model, report.evaluation, report.speed_ms[1]))
+            if role == "student" and not session.options.noplots:
+                draw_report(report, session.data.names, session.folder)
+    print(conclude(contenders, found, session.data.names, session.folder, picture=not session.options.noplots))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ class Candidate(NamedTuple):
 @exits_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
     options = val_options(argv)  # before torch is imported: --help and a mistyped flag answer at once
-    logging.basicConfig(format="%(message)s", level=logging.INFO, force=True)
     validate(options)
 
 

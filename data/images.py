@@ -16,10 +16,10 @@ from PIL import Image as Pillow
 
 Image = NDArray[np.uint8]
 
-SUFFIXES = frozenset(
-    ".avif .bmp .dib .dng .exr .hdr .jp2 .jpe .jpeg .jpg .mpo .pbm .pfm .pgm .pic .png .pnm .ppm .ras .sr .tif .tiff "
-    ".webp".split()
-)
+SUFFIXES = frozenset({
+    ".avif", ".bmp", ".dib", ".dng", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
+    ".pic", ".png", ".pnm", ".ppm", ".ras", ".sr", ".tif", ".tiff", ".webp",
+})  # fmt: skip
 ORIENTATION = 0x0112  # EXIF tag
 TURNED = (5, 6, 7, 8)  # its values that swap height and width
 

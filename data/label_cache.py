@@ -34,15 +34,14 @@ def cache_path(images: Sequence[str], source: str) -> Path:
     return folder.parent / f"{name}.cache.npz"
 
 
-def load(images: Sequence[str], num_classes: int | None, source: str) -> Scanned | None:
-    """What `save` wrote, or None where there is nothing or a file has changed since."""
-    path = cache_path(images, source) if images else None
-    if path is None or not path.is_file():
+def load(path: Path, images: Sequence[str], key: str) -> Scanned | None:
+    """What `save` wrote, or None where there is nothing or its key is another."""
+    if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
             head = json.loads(file["head"].tobytes().decode())
-            if head["key"] != content_key(images, num_classes):
+            if head["key"] != key:
                 return None
             arrays = {name: file[name] for name in ARRAYS}
         problems = tuple(
@@ -55,18 +54,15 @@ def load(images: Sequence[str], num_classes: int | None, source: str) -> Scanned
         return None
 
 
-def save(images: Sequence[str], num_classes: int | None, source: str, scanned: Scanned) -> None:
+def save(path: Path, images: Sequence[str], key: str, scanned: Scanned) -> None:
     """Writes the cache; on a read-only or full disk the next run simply checks again."""
-    if not images:
-        return
-    path = cache_path(images, source)
     index_of = {image: index for index, image in enumerate(images)}
     index_of_label = {label_path(image): index for index, image in enumerate(images)} if scanned.problems else {}
     problems = [
         (index_of.get(p.path, index_of_label.get(p.path, 0)), p.path not in index_of, p.line, p.reason)
         for p in scanned.problems
     ]
-    head = {"key": content_key(images, num_classes), "duplicates": scanned.duplicates, "problems": problems}
+    head = {"key": key, "duplicates": scanned.duplicates, "problems": problems}
     arrays = {name: getattr(scanned, name) for name in ARRAYS}
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)
     try:
@@ -78,9 +74,12 @@ def save(images: Sequence[str], num_classes: int | None, source: str, scanned: S
 
 
 def content_key(images: Sequence[str], num_classes: int | None) -> str:
-    """Changes with the list, and with the size or time of any image or label file."""
+    """Changes with the list, and with the size or time of any image or label file; not when the folder is moved."""
     digest = hashlib.sha256(f"{VERSION} {num_classes}\n".encode())
-    common = os.path.commonpath([os.path.dirname(image) for image in images])  # noqa: PTH120 - of strings, not paths
+    try:
+        common = os.path.commonpath([os.path.dirname(image) for image in images])  # noqa: PTH120 - a million times
+    except ValueError:  # on several disks
+        common = ""
     for image in images:
         parts = (image[len(common) :], _stamp(image), _stamp(label_path(image)))
         digest.update(os.fsencode("\t".join(parts) + "\n"))

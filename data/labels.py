@@ -11,11 +11,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.label_cache import load, save
+from data.label_cache import cache_path, content_key, load, save
 from data.label_file import Problem, Scanned
 from data.packed import PackedStrings
 from data.scan import label_path, scan
@@ -69,7 +70,7 @@ class Labels:
         """One array (k, 2) in [0, 1] a row of this image, views; k is 0 for plain boxes."""
         first, last = self.offsets[index], self.offsets[index + 1]
         bounds = self.point_offsets[first : last + 1]
-        return [self.points[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [self.points[start:stop] for start, stop in pairwise(bounds)]
 
     @cached_property
     def image_of_row(self) -> NDArray[np.int64]:
@@ -95,6 +96,7 @@ def read_labels(images: Sequence[str], num_classes: int | None, source: str, whe
     """The checked labels of these images, from the cache if files are as they were.
 
     Args:
+        images: paths, at least one.
         num_classes: rows of higher classes are skipped; None takes all.
         source: what the images were listed from; the name of the cache follows from it.
         where: what messages start with.
@@ -102,10 +104,11 @@ def read_labels(images: Sequence[str], num_classes: int | None, source: str, whe
     Raises:
         UserError: no usable image is left.
     """
-    scanned = load(images, num_classes, source)
-    if scanned is None:
+    path, key = cache_path(images, source), content_key(images, num_classes)
+    scanned = load(path, images, key)
+    if scanned is None:  # the key is older than the check: a file that changes meanwhile makes the cache stale
         scanned = scan(images, num_classes, where)
-        save(images, num_classes, source, scanned)
+        save(path, images, key, scanned)
     labels = _assemble(images, scanned)
     _tell(labels, where)
     if not len(labels):
@@ -117,9 +120,9 @@ def read_labels(images: Sequence[str], num_classes: int | None, source: str, whe
 def require_boxes(labels: Labels, where: str) -> None:
     """Raises UserError where no image has a single box: there would be nothing to learn."""
     if not len(labels.rows):
-        example = labels.paths[0]
+        image = labels.paths[0]
         raise UserError(
-            f"{where}: {len(labels)} images and not one box; the labels of {example} were expected in {label_path(example)}"
+            f"{where}: {len(labels)} images and not one box; the labels of {image} were expected in {label_path(image)}"
         )
 
 
@@ -147,9 +150,7 @@ def _assemble(images: Sequence[str], scanned: Scanned) -> Labels:
 
 def _tell(labels: Labels, where: str) -> None:
     counts = labels.counts
-    log.info(
-        "%s: %d images (%d without objects), %d boxes", where, counts.images, counts.background, counts.boxes
-    )
+    log.info("%s: %d images (%d without objects), %d boxes", where, counts.images, counts.background, counts.boxes)
     if counts.duplicates:
         log.info("%s: %d duplicate rows dropped", where, counts.duplicates)
     if labels.problems:

@@ -97,8 +97,8 @@ COSTS: tuple[Column, ...] = (
 def table(contenders: Sequence[Contender], agreed: float | None = None, all_classes: bool = False) -> str:
     """What a person reads at the end; at most 110 columns wide.
 
-    With a student and a teacher: their difference, and the share of the teacher's scores that the student reaches; with
-    a baseline: the student's gain over it, and the share of the gap between baseline and teacher that it closes.
+    With a student and a teacher: their difference, and the student's share of the teacher's scores and costs; with a
+    baseline: the student's gain over it, and the share of the gap between baseline and teacher that it closes.
 
     Args:
         agreed: how far student and teacher agree, as `utils.metrics.agreement` says.
@@ -110,19 +110,20 @@ def table(contenders: Sequence[Contender], agreed: float | None = None, all_clas
         lines.append(_row(one.role, [format(get(one), form) for _, _, get, form in columns], _ending(one.weights)))
     student, teacher, baseline = (_first(contenders, role) for role in ROLES)
     if student and teacher:
-        costs = [_percent(get(student), get(teacher)) for _, _, get, _ in COSTS]
-        lines.append(_row("difference", _differences(student, teacher) + costs, "student - teacher"))
+        lines.append(_row("difference", _differences(student, teacher), "student - teacher"))
+        lines.append(
+            _row("share", [_percent(get(student), get(teacher)) for _, _, get, _ in columns], "student / teacher")
+        )
     if student and baseline:
         lines.append(_row("gain", _differences(student, baseline), "student - baseline"))
     if student and teacher and baseline:
         closed = [_gap_closed(get(student), get(baseline), get(teacher)) for _, _, get, _ in SCORES]
         lines.append(_row("gap closed", closed, "gain / (teacher - base.)"))
-    elif student and teacher:
-        reached = [_percent(get(student), get(teacher)) for _, _, get, _ in SCORES]
-        lines.append(_row("reached", reached, "student / teacher"))
     if agreed is not None:
-        shared = f"of the boxes with a confidence above {SURE:g} have a match of the same class at IoU 0.5 in the other"
-        lines += ["", f"agreement of student and teacher: {agreed:.1%} {shared}"]
+        lines += [
+            "",
+            f"student and teacher share {agreed:.1%} of their boxes above {SURE:g} (same class, IoU above 0.5)",
+        ]
     rivals = [one for one in (teacher, baseline) if one is not None]
     if student and rivals:
         lines += ["", *_class_table(student, rivals, all_classes)]

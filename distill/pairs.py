@@ -52,10 +52,15 @@ class FeaturePair(nn.Module):
             )
         student = self.adapter(student)
         with torch.autocast(student.device.type, enabled=False):  # statistics and losses of float16 maps overflow
-            student = self.student_norm(student.float())
-            teacher = self.teacher_norm(teacher.detach().float())
+            student = self.student_norm(_rows(student))
+            teacher = self.teacher_norm(_rows(teacher.detach()))
             value: Tensor = self.loss(student, teacher, lesson)
         return value
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The map in float32, in channels_last memory: batch statistics take a third of the time there (CPU)."""
+    return x.to(torch.float32, memory_format=torch.channels_last)
 
 
 def _adapter(kind: str | None, c_student: int, c_teacher: int) -> tuple[nn.Module, nn.Module, nn.Module]:

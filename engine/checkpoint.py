@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.yolo import Model
 from utils.files import write_atomically
 
 FORMAT, VERSION = "yolo-distill", 1
@@ -26,7 +27,7 @@ FORMAT, VERSION = "yolo-distill", 1
 
 def save(
     path: Path,
-    model: nn.Module,
+    model: Model,
     *,
     options: Mapping[str, Any],
     hyp: Mapping[str, Any],
@@ -41,7 +42,7 @@ def save(
         "description": model.spec.to_dict(),
         "names": list(model.names),
         "named": bool(model.named),
-        "model": {key: _stored(value, half) for key, value in model.state_dict().items()},
+        "model": {key: _stored(key, value, half) for key, value in model.state_dict().items()},
         "options": dict(options),
         "hyp": dict(hyp),
         "metrics": dict(metrics),
@@ -51,6 +52,7 @@ def save(
     return write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def _stored(value: Tensor, half: bool) -> Tensor:
+def _stored(key: str, value: Tensor, half: bool) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if half and value.is_floating_point() else value.clone()
+    # anchors fitted to data would move by a two-thousandth of their size
+    return value.half() if half and value.is_floating_point() and not key.endswith(".anchors") else value.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ class ModelEma:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.ramp = ramp
         self.updates = 0

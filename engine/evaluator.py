@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -142,7 +143,7 @@ class Evaluator:
                         tally.add(detections)
                     if self.collect:
                         kept.append(detections)
-                bar.set_postfix_str(f"{1000 / max(sum(clock.milliseconds), 1e-6):.1f} images/s")
+                bar.set_postfix_str(f"{1000 / max(sum(clock.milliseconds), 1e-6):.1f} images/s", False)
         if not_finite:
             log.warning(
                 "the model's output is not finite in %d of %d images; such boxes are ignored. %s",
@@ -218,7 +219,7 @@ class _Tally:
 class _Clock:
     """Time of each stage. The first batch is left out where others follow: it warms the device up."""
 
-    STAGES = 3
+    STAGES = 3  # as in Report.speed_ms
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -241,11 +242,11 @@ class _Clock:
 
     @property
     def milliseconds(self) -> tuple[float, float, float]:
-        """Of one image, a stage."""
-        counted = self.batches[1:] or self.batches
-        images = max(1, sum(images for images, _ in counted))
+        """Of one image, a stage: the median over batches, which a disturbance does not move."""
+        counted = self.batches[1:] or self.batches or [(1, [0.0] * self.STAGES)]
         pre, inference, suppression = (
-            1000 * sum(seconds[stage] for _, seconds in counted) / images for stage in range(self.STAGES)
+            1000 * statistics.median(seconds[stage] / images for images, seconds in counted)
+            for stage in range(self.STAGES)
         )
         return pre, inference, suppression
 

@@ -16,7 +16,6 @@ from utils.types import Progress
 
 log = logging.getLogger(__name__)
 
-NOMINAL_BATCH = 64  # published hyper-parameters are meant for it; smaller batches accumulate up to it
 AUTO_SGD_ITERATIONS = 10_000  # `auto` takes SGD for longer runs, AdamW for shorter ones
 GROUPS = ("weights", "norms", "biases")
 
@@ -124,7 +123,7 @@ class Timetable:
 
     def accumulate(self, progress: Progress) -> int:
         """Batches to an optimizer step: grows from 1 to nominal batch / batch during warm-up."""
-        full = NOMINAL_BATCH / self.batch_size
+        full = self.hyp.nominal_batch / self.batch_size
         return max(1, round(1 + (full - 1) * self._warmth(progress)))
 
     def _warmth(self, progress: Progress) -> float:
@@ -142,7 +141,7 @@ class Timetable:
                 group["betas"] = (momentum, group["betas"][1])
 
 
-def decay_scale(batch_size: int) -> float:
+def decay_scale(batch_size: int, nominal: int) -> float:
     """Weight decay is meant for the nominal batch: larger batches make fewer steps and decay more in each."""
-    accumulate = max(round(NOMINAL_BATCH / batch_size), 1)
-    return batch_size * accumulate / NOMINAL_BATCH
+    accumulate = max(round(nominal / batch_size), 1)
+    return batch_size * accumulate / nominal

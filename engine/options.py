@@ -136,7 +136,7 @@ class ValOptions(_Record):
     t_weights: str = ""
     cfg: str = ""
     t_cfg: str = ""
-    batch_size: int = 32
+    batch_size: int = 16  # small: rectangular batches pad less, and the reference scores were recorded with it
     task: str = "val"  # train, val, test, speed
     conf_thres: float = 0.001
     iou_thres: float = 0.6

@@ -61,6 +61,11 @@ def choose_precision(device: torch.device, amp: str) -> torch.dtype | None:
     return torch.bfloat16 if amp in ("on", "bf16") or cpu_has_bf16() else None
 
 
+def teacher_precision(device: torch.device, precision: torch.dtype | None) -> torch.dtype | None:
+    """What a frozen teacher computes in: half precision where the student's training does, None for float32."""
+    return precision if device.type in ("cuda", "cpu") else None
+
+
 def autocast(device: torch.device, precision: torch.dtype | None) -> contextlib.AbstractContextManager:
     """The context of a forward pass."""
     if precision is None:

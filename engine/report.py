@@ -19,7 +19,7 @@ from utils.plots import confidence_curve, confusion_matrix, precision_recall_cur
 log = logging.getLogger(__name__)
 
 DRAWN = 0.25  # confidence from which on a detection is drawn
-ROWS = 8  # images of val_predictions.jpg
+DRAWN_IMAGES = 8  # of val_predictions.jpg, two in a row
 
 
 class CocoScores(NamedTuple):
@@ -49,13 +49,14 @@ def draw_report(report: Report, names: Sequence[str], folder: Path) -> list[Path
 
 def draw_predictions(detections: Sequence[Detections], names: Sequence[str], path: Path) -> Path:
     """Labels beside predictions, of images evenly spread over the data."""
-    rows = []
-    for place in np.linspace(0, len(detections) - 1, min(ROWS, len(detections))).round().astype(int):
+    panels = []
+    for place in np.linspace(0, len(detections) - 1, min(DRAWN_IMAGES, len(detections))).round().astype(int):
         one = detections[place]
         image, sure = read(one.path), one.found[one.found[:, 4] >= DRAWN]
-        labels = Panel(image, one.labels[:, 1:], one.labels[:, 0], caption=Path(one.path).name)
-        rows.append((labels, Panel(image, sure[:, :4], sure[:, 5], sure[:, 4])))
-    return sheet(rows, ("labels", "predictions"), names, path)
+        panels.append(Panel(image, one.labels[:, 1:], one.labels[:, 0], caption=Path(one.path).name))
+        panels.append(Panel(image, sure[:, :4], sure[:, 5], sure[:, 4]))
+    rows = [panels[start : start + 4] for start in range(0, len(panels), 4)]
+    return sheet(rows, ("labels", "predictions") * (len(rows[0]) // 2), names, path)
 
 
 def save_txt(detections: Sequence[Detections], folder: Path, with_confidence: bool) -> Path:

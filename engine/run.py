@@ -1,7 +1,8 @@
-"""A run from the outside: folder, data, device, student, loop, final report. Both training scripts are built on it."""
+"""A run from the outside: folder, data, device, student, loop, final scores. Both training scripts are built on it."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import subprocess
 import sys
@@ -25,29 +26,30 @@ from engine.loggers.figures import Figures
 from engine.loggers.table import CsvTable
 from engine.loggers.tensorboard import TensorBoard
 from engine.optim import Timetable, build_optimizer, choose, decay_scale
-from engine.options import DistillOptions, Options, options_from_file, recipe, resumed
+from engine.options import Options, options_from_file, recipe, resumed
 from engine.precision import choose_device, choose_precision, describe
 from engine.trainer import Plan, Trainer
 from losses.anchor import AnchorLoss
 from models.weights import load_model, read_checkpoint
+from models.yolo import Model
 from utils import dist
 from utils.errors import UserError
 from utils.files import ROOT, run_folder, write_text
-from utils.hyp import Hyp, distillation_keys, hyp_to_dict, write_hyp
+from utils.hyp import Hyp, hyp_to_dict, write_hyp
 from utils.reproduce import seed_everything
 
 log = logging.getLogger(__name__)
 
-O = TypeVar("O", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 ANCHOR_RECALL = 0.98  # below this share of reachable boxes, anchors are estimated from the labels
 
 
 @dataclass
-class Session(Generic[O]):
+class Session(Generic[OptionsT]):
     """What the stages of one run share."""
 
-    options: O
+    options: OptionsT
     hyp: Hyp
     data: DataSpec
     device: torch.device
@@ -61,7 +63,7 @@ class Session(Generic[O]):
 
     # -- stages, in the order in which a script calls them -------------------------------------------------------------
 
-    def student(self, folder: Path | None = None) -> nn.Module:
+    def student(self, folder: Path | None = None) -> Model:
         """The student as it starts: the same weights each time it is asked for (the seed is set anew).
 
         When resuming, it is built from the run's own last.pt, anchors included.
@@ -78,11 +80,12 @@ class Session(Generic[O]):
                 num_classes=self.data.num_classes,
                 names=self.data.names,
                 anchors=anchors,
+                anchors_from_cfg=True,
             )
             if report is not None:
                 log.info("%s: %s", self.options.weights, report.line())
         freeze(model, self.options.frozen_layers)
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def load_data(self, stride: int) -> None:
         """Loaders and evaluator, with image sides rounded up to multiples of `stride`."""
@@ -92,7 +95,14 @@ class Session(Generic[O]):
             raise UserError(
                 f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
             )
-        common = dict(image_size=self.image_size, stride=stride, single_class=options.single_cls, cache=options.cache)
+        common: dict[str, Any] = {
+            "image_size": self.image_size,
+            "stride": stride,
+            "single_class": options.single_cls,
+            "workers": options.workers,
+            "cache": options.cache,
+            "pin_memory": self.device.type == "cuda",
+        }
         with dist.main_first():
             self.loader = train_loader(
                 self.data,
@@ -101,24 +111,22 @@ class Session(Generic[O]):
                 seed=options.seed,
                 rank=dist.rank(),
                 world_size=world,
-                workers=options.workers,
                 rect=options.rect,
                 image_weights=options.image_weights,
                 quad=options.quad,
-                pin_memory=self.device.type == "cuda",
                 **common,
             )
         if dist.is_main():
-            batch = max(1, options.batch_size // world) * 2
-            validation = eval_loader(self.data, "val", batch_size=batch, workers=options.workers, **common)
+            half = self.device.type == "cuda" and self.precision is not None
+            validation = eval_loader(self.data, "val", batch_size=2 * options.batch_size // world, **common)
             self.evaluator = Evaluator(
-                validation, self.device, half=self.device.type == "cuda" and self.precision is not None,
-                single_class=options.single_cls, names=self.data.names,
-            )  # fmt: skip
+                validation, self.device, half=half, single_class=options.single_cls, names=self.data.names
+            )
 
-    def fit_anchors(self, model: nn.Module) -> None:
+    def fit_anchors(self, model: Model) -> None:
         """Estimates anchors from the labels where the model's reach too few of them, or none are given by shape."""
-        head, hyp = model.head, self.hyp
+        head: Any = model.head
+        hyp = self.hyp
         asked = isinstance(hyp.anchors, (int, float)) and self.anchors is None
         if self.resuming or (self.options.noautoanchor and not asked):
             return
@@ -142,8 +150,9 @@ class Session(Generic[O]):
             "anchors: estimated from the labels, best possible recall %.4f: %s", better.recall, found.round().tolist()
         )
 
-    def criterion(self, model: nn.Module) -> AnchorLoss:
-        return AnchorLoss(model.head, self.hyp, self.image_size).to(self.device)
+    def criterion(self, model: Model) -> AnchorLoss:
+        head: Any = model.head
+        return AnchorLoss(head, self.hyp, self.image_size).to(self.device)
 
     def fit(self, task: nn.Module, folder: Path | None = None, callbacks: tuple[Callback, ...] = ()) -> Outcome:
         """Trains a task to its end, or continues it, or finds that it is complete already."""
@@ -153,7 +162,8 @@ class Session(Generic[O]):
             task = self._synchronised(task)
         iterations = options.epochs * len(self.loader)
         chosen = choose(self.hyp.optimizer or "SGD", self.hyp, iterations, self.data.num_classes)
-        optimizer = build_optimizer(task, chosen, self.hyp.weight_decay * decay_scale(options.batch_size))
+        decays = self.hyp.weight_decay * decay_scale(options.batch_size, self.hyp.nominal_batch)
+        optimizer = build_optimizer(task, chosen, decays)
         plan = self.plan(folder, Timetable(chosen, self.hyp, options.lr_decay, options.batch_size))
         watchers = self.watchers(folder) + callbacks if dist.is_main() else ()
         trainer = Trainer(task, optimizer, self.loader, self.evaluator, plan, watchers)
@@ -166,6 +176,15 @@ class Session(Generic[O]):
             trainer.resume(saved.state, saved.training)
             log.info("resuming %s at epoch %d of %d", last, trainer.start_epoch + 1, options.epochs)
         return trainer.fit()
+
+    def score(self, weights: Path) -> tuple[Model, Report]:
+        """The model of a weights file, and what it scores on val: fused, in float32, with its detections. Rank 0."""
+        assert self.evaluator is not None, "rank 0 alone has an evaluator"
+        model, _ = load_model(str(weights))
+        log.info("scoring %s", weights)
+        evaluator = copy.copy(self.evaluator)
+        evaluator.fuse, evaluator.collect, evaluator.precision = True, True, None
+        return model, evaluator(model.to(self.device))
 
     def plan(self, folder: Path, timetable: Timetable) -> Plan:
         options = self.options
@@ -206,7 +225,7 @@ class Session(Generic[O]):
 
 
 @contextmanager
-def open_session(options: O) -> Iterator[Session[O]]:
+def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
     """Device, ranks, run folder, options and recipe on disk before the first step; leaves the process group at the end.
 
     With --resume, the options and the recipe are those of the run that goes on.
@@ -270,7 +289,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
         "python": sys.version.split()[0],
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": describe(device, None),
     }
 
@@ -284,7 +303,7 @@ def rounded_size(sides: tuple[int, int], stride: int) -> tuple[int, int]:
     return size
 
 
-def freeze(model: nn.Module, layers: tuple[int, ...]) -> None:
+def freeze(model: Model, layers: tuple[int, ...]) -> None:
     """Keeps these layers as they are."""
     count = len(model.model)
     if any(layer >= count for layer in layers):

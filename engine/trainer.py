@@ -69,7 +69,7 @@ class Trainer:
     """Fits a task: `fit()` trains, validates, saves, and returns what came of it.
 
     Args:
-        task: see `engine/task.py`; on the device already.
+        task: an nn.Module that keeps the contract in `engine/task.py`; on the device already.
         optimizer: over the task's parameters, groups named as `engine.optim.GROUPS`.
         loader: yields `Batch`, has `set_epoch(epoch, mosaic)`.
         evaluator: validates the averaged student on rank 0; None there means no validation.
@@ -79,7 +79,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Any,
         optimizer: torch.optim.Optimizer,
         loader: Any,
         evaluator: Evaluator | None,
@@ -159,23 +159,23 @@ class Trainer:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
             if not bar.disable:
-                bar.set_postfix_str("  ".join(f"{name} {value / (step + 1):.4g}" for name, value in sums.items()))
+                bar.set_postfix_str("  ".join(f"{name} {value / (step + 1):.4g}" for name, value in sums.items()), False)
             self._tell("on_step_end", progress, batch, terms)
 
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         dist.broadcast_buffers(self.task)
         means = dist.mean(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.plan.device)) / steps
-        report, value = self._validate(epoch)
-        best = value is not None and value > self.best.fitness
-        if best and value is not None:
-            self.best = Best(value, epoch)
+        report, score = self._validate(epoch)
+        best = score is not None and score > self.best.fitness
+        if best and score is not None:
+            self.best = Best(score, epoch)
         return EpochRecord(
             epoch=epoch,
             epochs=self.plan.epochs,
             terms=dict(zip(sums, means.tolist(), strict=True)),
             report=report,
             learning_rates=rates,
-            fitness=value,
+            fitness=score,
             best=best or (not self.validates and epoch + 1 == self.plan.epochs),
             seconds=time.perf_counter() - started,
             optimizer_steps=self.optimizer_steps,
@@ -251,15 +251,15 @@ class Trainer:
         if not dist.is_main() or not (self.plan.save or final):
             return
         metrics = {key: value for key, value in record.row().items() if key.startswith("metrics/")}
-        common = dict(options=self.plan.options or {}, hyp=self.plan.hyp or {}, metrics=metrics)
+        common: dict[str, Any] = {"options": self.plan.options or {}, "hyp": self.plan.hyp or {}, "metrics": metrics}
         if record.best or not (self.weights / "best.pt").exists():
-            checkpoint.save(self.weights / "best.pt", self.ema.model, half=True, **common)  # type: ignore[arg-type]
+            checkpoint.save(self.weights / "best.pt", self.ema.model, half=True, **common)
         training = None if final else self.training_state(record.epoch + 1)
         last = self.weights / "last.pt"
-        checkpoint.save(last, self.ema.model, half=final, training=training, **common)  # type: ignore[arg-type]
+        checkpoint.save(last, self.ema.model, half=final, training=training, **common)
         if self.plan.save_period > 0 and (record.epoch + 1) % self.plan.save_period == 0:
             path = self.weights / f"epoch{record.epoch}.pt"
-            checkpoint.save(path, self.ema.model, half=True, **common)  # type: ignore[arg-type]
+            checkpoint.save(path, self.ema.model, half=True, **common)
 
     def training_state(self, next_epoch: int) -> dict[str, Any]:
         """Everything that resume needs beside the average; plain data."""

@@ -30,10 +30,10 @@ def augmented(model: Model, images: Tensor, prediction: Prediction) -> Tensor:
         shape = (int(height * scale), int(width * scale))
         source = images.flip(3) if mirrored else images
         smaller = _padded(F.interpolate(source, shape, mode="bilinear", align_corners=False), model.stride)
-        levels = model.forward_once(smaller)
-        decoded = head.decode(levels.levels)
+        seen: Prediction = model(smaller)
+        decoded = head.decode(seen.levels)
         passes.append(_restored(decoded, shape, (height, width), mirrored))
-    passes[-1] = _without_level(passes[-1], levels, 0)
+    passes[-1] = _without_level(passes[-1], seen, 0)
     return torch.cat(passes, dim=1)
 
 

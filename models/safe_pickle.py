@@ -103,7 +103,7 @@ def _read_zip(path: Path) -> Any:
         raise UserError(_damaged(path, error)) from error
     if strangers := refused(names):
         raise UserError(f"{path} refers to {', '.join(strangers)}; it was not loaded")
-    stand_ins = [(type("StandIn", (StandIn,), {"origin": name}), name) for name in names]
+    stand_ins: list[Any] = [(type("StandIn", (StandIn,), {"origin": name}), name) for name in names]
     try:
         with safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class ModelSpec:
         for key in ("backbone", "head", "anchors"):
             if key not in values:
                 raise UserError(f"{where}: no '{key}'; a model file has nc, anchors, backbone, head")
+        if not values["head"]:
+            raise UserError(f"{where}: no rows under 'head'")
         try:
             return cls(
                 name=name,
@@ -93,6 +95,14 @@ def read_spec(name: str) -> ModelSpec:
         return _scaled(_load(file), scale, stem)
     hint = nearest(stem, scales) or ";"
     raise UserError(f"no model file {name}, and no model of that name{hint} known: {', '.join(sorted(scales))}")
+
+
+def known_specs() -> Iterator[ModelSpec]:
+    """Every model of our families."""
+    for file in sorted(FAMILY_FILES.glob("*.yaml")):
+        values = _load(file)
+        for scale in values["scales"]:
+            yield _scaled(values, scale, values["name"].replace("{scale}", scale))
 
 
 def family_scales() -> dict[str, tuple[Path, str]]:

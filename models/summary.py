@@ -71,9 +71,12 @@ def _gflops(module: nn.Module, inputs: Tensor | list[Tensor]) -> float:
     """Of a module that may be altered: it is moved to the device "meta"."""
     from thop import profile
 
-    shapes: Any = [x.to("meta") for x in inputs] if isinstance(inputs, list) else inputs.to("meta")
+    # float32 throughout: nothing casts half-precision inputs there
+    listed = inputs if isinstance(inputs, list) else [inputs]
+    shapes = [torch.empty(x.shape, device="meta") for x in listed]
     with torch.no_grad():
-        multiply_adds, _ = profile(module.to("meta").eval(), inputs=(shapes,), verbose=False)
+        argument: Any = shapes if isinstance(inputs, list) else shapes[0]
+        multiply_adds, _ = profile(module.to("meta").float().eval(), inputs=(argument,), verbose=False)
     return 2 * multiply_adds / 1e9
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from models.blocks import BLOCKS
 from models.blocks.activation import ACTIVATIONS
+from models.blocks.base import round_channels
 from models.heads import HEADS
 from models.safe_pickle import StandIn, module_tensors, read_file, submodules
-from models.spec import ModelSpec, family_scales, read_spec
-from models.transfer import TransferReport, anchors_in, num_classes_in, transfer
+from models.spec import ModelSpec, known_specs, read_spec
+from models.transfer import TransferReport, anchors_in, last_layer, num_classes_in, transfer
 from models.yolo import Model
 from models.zoo import resolve_weights
 from utils.errors import UserError
@@ -125,19 +126,22 @@ def recognise(state: Mapping[str, Tensor]) -> ModelSpec | None:
     if num_classes is None:
         return None
     shapes = {key: value.shape for key, value in state.items() if _is_weight(key)}
-    for name in family_scales():
-        spec = read_spec(name)
-        if anchors is not None:
-            spec = _with_anchors(spec, None, anchors)
-        if len(spec.backbone) + len(spec.head) != 1 + max(int(key.split(".")[1]) for key in shapes):
+    for known in known_specs():
+        if not _may_be(known, state):
             continue
-        if anchors is not None and len(anchors) != len(spec.head[-1][0]):
-            continue
+        spec = _with_anchors(known, None, anchors)
         with torch.device("meta"):
             own = Model(spec, num_classes).state_dict()
         if {key: value.shape for key, value in own.items() if _is_weight(key)} == shapes:
             return spec
     return None
+
+
+def _may_be(spec: ModelSpec, state: Mapping[str, Tensor]) -> bool:
+    """Whether depth and the first layer's width agree: spares building the others."""
+    first = state.get("model.0.conv.weight")
+    width = round_channels(spec.backbone[0][3][0], spec.width_multiple)
+    return first is not None and len(first) == width and last_layer(state) == len(spec.backbone) + len(spec.head) - 1
 
 
 def _is_weight(key: str) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.augment_test import augmented
 from models.graph import build_graph
+from models.heads.anchor import Detect
 from models.spec import ModelSpec
 from models.summary import LayerCost, layer_cost
 from utils.types import FeatureInfo, Prediction
@@ -44,7 +45,7 @@ class Model(nn.Module):
         self._last_use = _last_use(self.sources)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> Detect:
         return self.model[-1]
 
     def forward(
@@ -54,12 +55,13 @@ class Model(nn.Module):
 
         The features of an augmented pass are those of the unscaled image.
         """
+        output = self.forward_once(x, profile, extra_features)
         if not augment:
-            return self.forward_once(x, profile, extra_features)
-        first = self.forward_once(x, profile, extra_features)
-        prediction, features = first if extra_features else (first, [])
-        decoded = augmented(self, x, prediction)
-        return (decoded, features) if extra_features else decoded
+            return output
+        if not extra_features:
+            return augmented(self, x, output)
+        prediction, features = output
+        return augmented(self, x, prediction), features
 
     def forward_once(self, x: Tensor, profile: bool = False, extra_features: Sequence[int] = ()) -> Output:
         """Images (B, 3, H, W) in [0, 1], H and W multiples of `stride`, to raw levels.

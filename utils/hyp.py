@@ -63,6 +63,7 @@ class Hyp:
     warmup_iterations: int | None = number(None, low=0)  # instead of warmup_epochs
     warmup_momentum: float = number(0.8, low=0, below=1)
     warmup_bias_lr: float = number(0.1, low=0)
+    nominal_batch: int = number(64, low=1)  # smaller batches accumulate their gradients up to it
     optimizer: str | None = choice(None, OPTIMIZERS)  # the flag --optimizer wins
 
     # detection loss

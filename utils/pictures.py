@@ -23,7 +23,7 @@ Color = tuple[int, int, int]
 PALETTE: tuple[Color, ...] = (
     (230, 97, 1), (0, 114, 178), (0, 158, 115), (204, 51, 63), (140, 86, 190), (240, 196, 25), (86, 180, 233),
     (214, 93, 177), (106, 153, 18), (23, 190, 187), (140, 86, 60), (255, 140, 105), (63, 81, 181), (188, 143, 0),
-    (0, 200, 83), (120, 120, 130), (255, 82, 160), (0, 96, 88), (176, 190, 197), (121, 20, 60),
+    (0, 200, 83), (170, 255, 0), (255, 82, 160), (0, 96, 88), (120, 255, 214), (121, 20, 60),
 )  # fmt: skip
 PAPER: Color = (250, 250, 250)
 INK: Color = (40, 40, 40)
@@ -88,7 +88,7 @@ def sheet(
     strips = [header]
     for row in rows:
         shape = row[0].image.shape
-        height = min(max(round(width * shape[0] / shape[1]), width // 2), width * 3 // 2)  # a pole is not shown whole
+        height = round(width * min(max(shape[0] / shape[1], 0.5), 1.2))  # a tall image becomes small, not the row huge
         strip = np.full((height + GAP, total, 3), PAPER, dtype=np.uint8)
         for column, panel in enumerate(row):
             left = GAP + column * (width + GAP)

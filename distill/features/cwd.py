@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.features.base import FeatureLoss
+from distill.features.base import FeatureLoss, rows
 from distill.options import positive
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ class ChannelWiseDistillation(FeatureLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over images and channels."""
-        student = student.flatten(2).float() / self.temperature  # (B, C, HW); float32 under autocast
-        teacher = teacher.detach().flatten(2).float() / self.temperature
-        divergence = F.kl_div(
-            student.log_softmax(dim=-1), teacher.log_softmax(dim=-1), reduction="none", log_target=True
-        ).sum(dim=-1)
-        return self.temperature**2 * divergence.mean()
+        student = rows(student).float() / self.temperature  # (B, HW, C); float32 under autocast
+        teacher = rows(teacher).detach().float() / self.temperature
+        divergence = F.kl_div(student.log_softmax(dim=1), teacher.log_softmax(dim=1), reduction="sum", log_target=True)
+        return self.temperature**2 * divergence / (student.shape[0] * student.shape[2])

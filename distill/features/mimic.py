@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.features.base import FeatureLoss
+from distill.features.base import FeatureLoss, rows
 
 if TYPE_CHECKING:
     from distill.pairs import Lesson
@@ -26,4 +26,4 @@ class Mimic(FeatureLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over everything."""
-        return F.mse_loss(student.float(), teacher.detach().float())
+        return F.mse_loss(rows(student).float(), rows(teacher).detach().float())

@@ -8,9 +8,9 @@ An output loss is an `outputs.base.OutputLoss`:
   only.
 - `needs` says what both heads must have: `"objectness"`, `"anchors"` (the same on both sides). A pair of heads that
   lacks it is told so.
-- It is built with `(student_head, teacher_head, classes, gains, **options)`; options are the arguments with a default,
-  and what a user writes under the method's name in a hyp file (`weight` is not among them: the task weighs). It must
-  not keep a head as an attribute: a head is a module, and would be saved and trained with the loss.
+- It is built with `(student_head, teacher_head, class_map, gains, **options)`; options are the arguments with a
+  default, and what a user writes under the method's name in a hyp file (`weight` is not among them: the task weighs).
+  It must not keep a head as an attribute: a head is a module, and would be saved and trained with the loss.
 
 To add one: a file here, a line below, a value test. The contract test runs over this table.
 """

@@ -28,9 +28,9 @@ class OutputLoss(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ()  # of "objectness", "anchors"
 
-    def __init__(self, student_head: nn.Module, teacher_head: nn.Module, classes: ClassMap, gains: Gains) -> None:
+    def __init__(self, student_head: nn.Module, teacher_head: nn.Module, class_map: ClassMap, gains: Gains) -> None:
         super().__init__()
-        self.classes = classes
+        self.class_map = class_map
         self.gains = gains
         strides = head_strides(student_head), head_strides(teacher_head)
         self.level_pairs = by_stride(*strides)  # (student level, teacher level)

@@ -1,10 +1,9 @@
-"""Anchor heads compared cell by cell: what is weighed, masked and averaged, whatever the distance."""
+"""Anchor heads compared cell by cell: what is weighed, left out and averaged, whatever the distance."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,47 +17,35 @@ if TYPE_CHECKING:
     from distill.classes import ClassMap
     from losses.anchor import Gains
 
-
-class Cells(NamedTuple):
-    """Raw float32 logits of one level of one model. C: the classes that student and teacher share."""
-
-    boxes: Tensor  # (B, A, H, W, 4)
-    objectness: Tensor  # (B, A, H, W)
-    classes: Tensor  # (B, A, H, W, C)
-
-
-class Distance(NamedTuple):
-    """How far student and teacher are apart in each cell, (B, A, H, W) each; None: not compared."""
-
-    boxes: Tensor | None
-    objectness: Tensor | None
-    classes: Tensor | None
+# of the teacher's objectness: below it a cell teaches neither box nor class. Such cells are nearly all, and would weigh
+# next to nothing; without them the cost hardly depends on the number of classes.
+BACKGROUND = 0.01
 
 
 class CellwiseLoss(OutputLoss):
     """box gain * boxes + objectness gain * objectness + class gain * classes, of a distance that subclasses define.
 
     - Boxes and classes count as much as the teacher believes in an object there: a mean weighted by its sigmoid
-      objectness, as the detection loss is a mean over matched cells. (Where it sees nothing at all the weights do not
+      objectness, as the detection loss is a mean over matched cells. (Where it sees next to nothing the weights do not
       add up to 1, and the mean stays small instead of inflating noise.) Objectness is a mean over all cells.
     - Means run over the cells of all levels together, so a cell counts the same wherever it lies, which is what the
       per-level balance of the detection loss comes to; times the number of levels, for which gains are rescaled.
-    - So a `weight` of 1 lets a term pull about as hard as its counterpart in the detection loss pulls when the
-      distance is of the kind of a cross-entropy; squared differences of probabilities are some ten times weaker.
+    - So at `weight` 1 a distance of the kind of a cross-entropy pulls about as hard as its counterpart in the detection
+      loss; squared differences of probabilities are some ten times weaker.
 
-    Where class lists differ, a cell whose best class is none of the student's teaches nothing; and where the student
-    has classes that the teacher does not know, the teacher's "nothing here" is not proof: objectness then counts as
+    Where class lists differ: an object of a class that the student does not have teaches nothing; and where the student
+    has classes that the teacher does not know, the teacher's "nothing here" is no proof, so that objectness counts as
     much as the teacher believes in an object, too. A student of one class has no class term: the detection loss does
     not train that logit either.
 
     Args:
-        nms: of the teacher's predictions, only the one with the highest objectness among those of its class in the
-            3x3 cells around it teaches (feature-map NMS; over all anchors of a level).
+        nms: among the teacher's objects of one class in 3x3 neighbouring cells (over all anchors of a level), only the
+            one with the highest objectness teaches (feature-map NMS).
     """
 
     needs = ("objectness", "anchors")
 
-    shared: Tensor  # (C',) bool: teacher classes that the student has
+    known: Tensor  # (C',) bool: teacher classes that the student has
     student_classes: Tensor
     teacher_classes: Tensor
 
@@ -66,69 +53,78 @@ class CellwiseLoss(OutputLoss):
         self,
         student_head: nn.Module,
         teacher_head: nn.Module,
-        classes: ClassMap,
+        class_map: ClassMap,
         gains: Gains,
         nms: bool = False,
     ) -> None:
-        super().__init__(student_head, teacher_head, classes, gains)
+        super().__init__(student_head, teacher_head, class_map, gains)
         self.nms = flag(f"output loss {type(self).__name__}: nms", nms)
-        shared = torch.zeros(classes.num_teacher, dtype=torch.bool)
-        shared[list(classes.teacher)] = True
-        self.register_buffer("shared", shared, persistent=False)
-        self.register_buffer("student_classes", torch.tensor(classes.student), persistent=False)
-        self.register_buffer("teacher_classes", torch.tensor(classes.teacher), persistent=False)
+        known = torch.zeros(class_map.num_teacher, dtype=torch.bool)
+        known[list(class_map.teacher)] = True
+        self.register_buffer("known", known, persistent=False)
+        self.register_buffer("student_classes", torch.tensor(class_map.student), persistent=False)
+        self.register_buffer("teacher_classes", torch.tensor(class_map.teacher), persistent=False)
+
+    def box_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """(M, 4) logits twice -> (M,); boxes are not compared unless a subclass does."""
+        return student.new_zeros(len(student))
 
     @abstractmethod
-    def distance(self, student: Cells, teacher: Cells) -> Distance:
-        """How far both are apart in each cell: zero where they agree."""
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of objectness or class logits, float32, elementwise: zero where they agree."""
 
     def forward(self, student: Prediction, taught: Prediction, batch: Batch) -> Tensor:
         """Raw levels (B, A, H, W, 5 + C) on both sides -> scalar."""
         totals, cells = [], 0
-        for own, other in self._levels(student, taught):
-            totals.append(self._level(own, other))
-            cells += own[..., 4].numel()
+        for own, other in self.level_pairs:
+            level = student.levels[own]
+            totals.append(self._level(level, taught.levels[other].detach()))
+            cells += level[..., 4].numel()
         boxes, objectness, classes, belief = torch.stack(totals).sum(0)
         belief = belief.clamp(min=1)  # in cells
         gains = self.gains
         terms = (gains.box * boxes + gains.cls * classes) / belief + gains.obj * objectness / max(1, cells)
         return len(totals) * terms
 
-    def _levels(self, student: Prediction, taught: Prediction) -> Iterator[tuple[Tensor, Tensor]]:
-        for own, other in self.level_pairs:
-            yield student.levels[own].float(), taught.levels[other].detach().float()
-
-    def _level(self, own: Tensor, other: Tensor) -> Tensor:
+    def _level(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Sums over one level: boxes, objectness, classes, and the belief that weighs boxes and classes."""
-        student = Cells(own[..., :4], own[..., 4], self._shared(own[..., 5:], self.student_classes))
-        teacher = Cells(other[..., :4], other[..., 4], self._shared(other[..., 5:], self.teacher_classes))
-        heard = self._heard(other)
-        belief = teacher.objectness.sigmoid() * heard  # (B, A, H, W)
-        apart = self.distance(student, teacher)
-        zero = own.new_zeros(())
+        belief = teacher[..., 4].float().sigmoid()  # (B, A, H, W)
+        sees = belief > BACKGROUND
+        heard = self._heard(teacher, sees)
+        objectness = self.distance(student[..., 4].float(), teacher[..., 4].float())
+        trust = heard * belief
+        chosen = sees & heard
+        own, other = student[chosen].float(), teacher[chosen].float()  # (M, 5 + C): only these are made float32
+        weight = belief[chosen]
         return torch.stack(
             [
-                zero if apart.boxes is None else (apart.boxes * belief).sum(),
-                zero
-                if apart.objectness is None
-                else (apart.objectness * (heard if self.classes.teaches_all else belief)).sum(),
-                zero if apart.classes is None or self.classes.num_student == 1 else (apart.classes * belief).sum(),
-                belief.sum(),
+                (self.box_distance(own[:, :4], other[:, :4]) * weight).sum(),
+                (objectness * (heard if self.class_map.teaches_all else trust)).sum(),
+                (self._class_distance(own[:, 5:], other[:, 5:]) * weight).sum(),
+                weight.sum(),
             ]
         )
 
-    def _shared(self, classes: Tensor, indices: Tensor) -> Tensor:
-        return classes if self.classes.identical else classes.index_select(-1, indices)
+    def _class_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """(M, C) and (M, C') logits -> (M,), a mean over the classes that both have."""
+        if self.class_map.num_student == 1:
+            return student.new_zeros(len(student))
+        if not self.class_map.identical:
+            student, teacher = student[:, self.student_classes], teacher[:, self.teacher_classes]
+        return self.distance(student, teacher).mean(-1)
 
-    def _heard(self, level: Tensor) -> Tensor:
-        """(B, A, H, W) float: 1 where the teacher's verdict counts, 0 where the student must not hear it."""
-        if self.classes.learns_all and not self.nms:
-            return torch.ones_like(level[..., 4])
-        best = level[..., 5:].argmax(-1)
-        heard = self.shared[best]
+    def _heard(self, teacher: Tensor, sees: Tensor) -> Tensor:
+        """(B, A, H, W) bool: False where the teacher sees something that the student must not learn."""
+        heard = torch.ones_like(sees)
+        if self.class_map.learns_all and not self.nms:
+            return heard
+        best = torch.zeros_like(sees, dtype=torch.long)
+        best[sees] = teacher[sees][:, 5:].argmax(-1)
+        heard = self.known[best]
         if self.nms:
-            heard = heard & strongest_of_class(level[..., 4], best, self.classes.num_teacher)
-        return heard.to(level.dtype)
+            objectness = teacher[..., 4].masked_fill(~sees, -torch.inf)
+            heard &= strongest_of_class(objectness, best, self.class_map.num_teacher)
+        return heard | ~sees
 
 
 def strongest_of_class(objectness: Tensor, classes: Tensor, num_classes: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.options import not_negative, positive
-from distill.outputs.cellwise import Cells, CellwiseLoss, Distance
+from distill.outputs.cellwise import CellwiseLoss
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,33 +39,24 @@ class BernoulliDivergence(CellwiseLoss):
         self,
         student_head: nn.Module,
         teacher_head: nn.Module,
-        classes_map: ClassMap,
+        class_map: ClassMap,
         gains: Gains,
         temperature: float = 1.0,
         objectness: float = 1.0,
         classes: float = 1.0,
         nms: bool = False,
     ) -> None:
-        super().__init__(student_head, teacher_head, classes_map, gains, nms)
+        super().__init__(student_head, teacher_head, class_map, gains, nms)
         self.temperature = positive("output loss 'kl': temperature", temperature)
-        self.factors = (
-            not_negative("output loss 'kl': objectness", objectness),
-            not_negative("output loss 'kl': classes", classes),
-        )
-        if not any(self.factors):
+        objectness = not_negative("output loss 'kl': objectness", objectness)
+        classes = not_negative("output loss 'kl': classes", classes)
+        if not objectness and not classes:
             raise UserError("output loss 'kl': objectness and classes are both 0, which leaves nothing to compare")
+        self.gains = gains._replace(obj=gains.obj * objectness, cls=gains.cls * classes)
 
-    def distance(self, student: Cells, teacher: Cells) -> Distance:
-        objectness, classes = self.factors
-        return Distance(
-            boxes=None,
-            objectness=objectness * self._divergence(student.objectness, teacher.objectness) if objectness else None,
-            classes=classes * self._divergence(student.classes, teacher.classes).mean(-1) if classes else None,
-        )
-
-    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of logits, elementwise. Log-sigmoids of the logits: the log of a saturated sigmoid would be infinite."""
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = student / self.temperature, teacher / self.temperature
-        yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-        no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-        return self.temperature**2 * (yes + no)
+        # p log(p / q) + (1 - p) log((1 - p) / (1 - q)) in terms of logits: no log of a saturated sigmoid, which would
+        # be infinite, and no difference of large numbers in background
+        divergence = teacher.sigmoid() * (teacher - student) + F.softplus(student) - F.softplus(teacher)
+        return self.temperature**2 * divergence

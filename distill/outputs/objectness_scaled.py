@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distill.outputs.cellwise import Cells, CellwiseLoss, Distance
+from distill.outputs.cellwise import CellwiseLoss
 
 
 class ObjectnessScaled(CellwiseLoss):
@@ -22,13 +22,8 @@ class ObjectnessScaled(CellwiseLoss):
     Source: Mehta and Ozturk, "Object detection at 200 Frames Per Second", 2018, arXiv:1805.06361.
     """
 
-    def distance(self, student: Cells, teacher: Cells) -> Distance:
-        return Distance(
-            boxes=4 * _square(student.boxes, teacher.boxes).mean(-1),  # (2 sigmoid - 2 sigmoid)^2
-            objectness=_square(student.objectness, teacher.objectness),
-            classes=_square(student.classes, teacher.classes).mean(-1),
-        )
+    def box_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return 4 * self.distance(student, teacher).mean(-1)  # (2 sigmoid - 2 sigmoid)^2
 
-
-def _square(student: Tensor, teacher: Tensor) -> Tensor:
-    return (student.sigmoid() - teacher.sigmoid()).square()
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student.sigmoid() - teacher.sigmoid()).square()

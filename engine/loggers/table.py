@@ -11,7 +11,7 @@ from utils.files import write_atomically
 
 
 class CsvTable(Callback):
-    """Rewrites the whole table each epoch, so that columns which appear late and rows after a resume fall into place."""
+    """Rewrites the whole table each epoch: columns that appear late and rows after a resume fall into place."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -7,6 +7,8 @@ checkpoints.
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.blocks.attention import C3TR, TransformerBlock
 from models.blocks.conv import Conv, CrossConv, DWConv, Focus
 from models.blocks.csp import C3, Bottleneck, BottleneckCSP, C3x
@@ -15,7 +17,7 @@ from models.blocks.merge import Concat
 from models.blocks.plain import BatchNorm2d, Conv2d, ConvTranspose2d, Identity, MaxPool2d, Upsample, ZeroPad2d
 from models.blocks.pool import SPP, SPPF
 
-BLOCKS = {
+BLOCKS: dict[str, Any] = {
     "Conv": Conv,
     "DWConv": DWConv,
     "CrossConv": CrossConv,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 # of all published families; PyTorch's own defaults (1e-5, 0.1) would change every output
-BATCH_NORM = {"eps": 1e-3, "momentum": 0.03}
+BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03
 
 
-class LayerSpec(NamedTuple):
+@dataclass(frozen=True)
+class LayerSpec:
     """One row `[from, number, module, args]` of a model file, scaled."""
 
     index: int  # of the layer in the model
@@ -31,7 +33,7 @@ def round_channels(channels: int, width: float) -> int:
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, **BATCH_NORM)
+    return nn.BatchNorm2d(channels, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM)
 
 
 class Block(nn.Module):

@@ -44,7 +44,7 @@ class Conv(Block):
     def fuse(self) -> None:
         """Folds the batch norm, as it stands, into the convolution. Does nothing the second time."""
         norm = self.bn
-        if isinstance(norm, nn.Identity):
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
             return
         self.conv.weight, self.conv.bias = fuse_conv_bn_weights(
             self.conv.weight, self.conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

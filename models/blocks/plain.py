@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.blocks.base import BATCH_NORM, LayerSpec, round_channels
+from models.blocks.base import LayerSpec, batch_norm, round_channels
 
 
-class _SameChannels:
-    """Layers that leave the number of channels alone."""
-
+class _Plain(nn.Module):
     repeats_inside = False
+
+
+class SameChannels(_Plain):
+    """Layers that leave the number of channels alone."""
 
     @classmethod
     def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
         return cls(*spec.args), c_in[0]
 
 
-class _OwnChannels:
+class OwnChannels(_Plain):
     """Layers whose first argument is the number of channels that they put out."""
-
-    repeats_inside = False
 
     @classmethod
     def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
@@ -28,25 +28,27 @@ class _OwnChannels:
         return cls(c_in[0], c_out, *spec.args[1:]), c_out
 
 
-class Upsample(_SameChannels, nn.Upsample): ...
+class Upsample(SameChannels, nn.Upsample): ...
 
 
-class MaxPool2d(_SameChannels, nn.MaxPool2d): ...
+class MaxPool2d(SameChannels, nn.MaxPool2d): ...
 
 
-class ZeroPad2d(_SameChannels, nn.ZeroPad2d): ...
+class ZeroPad2d(SameChannels, nn.ZeroPad2d): ...
 
 
-class Identity(_SameChannels, nn.Identity): ...
+class Identity(SameChannels, nn.Identity): ...
 
 
-class Conv2d(_OwnChannels, nn.Conv2d): ...
+class Conv2d(OwnChannels, nn.Conv2d): ...
 
 
-class ConvTranspose2d(_OwnChannels, nn.ConvTranspose2d): ...
+class ConvTranspose2d(OwnChannels, nn.ConvTranspose2d): ...
 
 
-class BatchNorm2d(_SameChannels, nn.BatchNorm2d):
+class BatchNorm2d(_Plain):
+    """A batch norm, with our eps and momentum whatever is written."""
+
     @classmethod
     def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
-        return cls(c_in[0], **BATCH_NORM), c_in[0]
+        return batch_norm(c_in[0]), c_in[0]

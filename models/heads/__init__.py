@@ -7,8 +7,10 @@ and `strides`. It takes one map a level, puts out a `Prediction` of raw levels i
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.heads.anchor import Detect
 
-HEADS = {
+HEADS: dict[str, Any] = {
     "Detect": Detect,
 }

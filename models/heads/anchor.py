@@ -25,6 +25,9 @@ class Detect(nn.Module):
         strides: of each level, pixels.
     """
 
+    strides: Tensor  # (L,) pixels
+    anchors: Tensor  # (L, A, 2) width, height in units of the stride, as in the published checkpoints
+
     def __init__(self, num_classes: int, anchors: Anchors, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -35,7 +38,6 @@ class Detect(nn.Module):
         self.num_anchors = len(sizes[0])
 
         self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
-        # in units of the stride, as in the published checkpoints
         scaled = [
             [[side / stride for side in pair] for pair in level] for level, stride in zip(sizes, strides, strict=True)
         ]

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     rows = {
         name: described
         for name, described in read(folder / "rows.json.gz").items()
-        if name.startswith("yolov5-") or "-" in name and name.startswith("yolov5s")
+        if name.startswith(("yolov5-", "yolov5s-"))
         if not name.endswith("u")
     }
     content = json.dumps({"models": models, "rows": rows}, separators=(",", ":")).encode()

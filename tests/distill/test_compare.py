@@ -29,16 +29,16 @@ def scored(role: str, value: float, classes: int = 3, weights: str = "w.pt") -> 
 
 
 def row(text: str, title: str) -> list[str]:
-    (line,) = (line for line in text.splitlines() if line.startswith(title))
+    line = next(line for line in text.splitlines() if line.startswith(title))
     return line.split()
 
 
 def test_table_of_student_and_teacher_names_difference_and_share() -> None:
     text = table([scored("student", 0.6), scored("teacher", 0.8)], 0.5)
     assert row(text, "student")[1:9] == ["0.600", "0.600", "0.600", "0.3000", "1,872,157", "4.5", "31.2", "3.9"]
-    assert row(text, "difference")[1:9] == ["-0.200", "-0.200", "-0.200", "-0.1000", "100%", "100%", "100%", "100%"]
-    assert row(text, "reached")[1:5] == ["75%"] * 4
-    assert row(text, "agreement")[4] == "50.0%"
+    assert row(text, "difference")[1:5] == ["-0.200", "-0.200", "-0.200", "-0.1000"]
+    assert row(text, "share")[1:9] == [*["75%"] * 4, *["100%"] * 4]
+    assert "share 50.0% of their boxes" in text
     assert "gap closed" not in text
 
 
@@ -85,10 +85,9 @@ def test_metrics_file_holds_every_contender_with_the_promised_keys(tmp_path: Pat
     assert (student["role"], teacher["role"]) == ("student", "teacher")
     assert student["mAP50-95"] == 0.25
     assert student["parameters"] == 1_872_157
-    assert student["per_class"][1] == {
-        **{"name": "class 1", "images": 5, "labels": 11},
-        **{"precision": 0.5, "recall": 0.5, "mAP50": 0.5, "mAP50-95": pytest.approx(0.255)},
-    }
+    own = student["per_class"][1]
+    assert [own[key] for key in ("name", "images", "labels")] == ["class 1", 5, 11]
+    assert [own[key] for key in ("precision", "recall", "mAP50", "mAP50-95")] == [0.5, 0.5, 0.5, pytest.approx(0.255)]
 
 
 def test_metrics_file_is_json_even_when_a_score_is_not_a_number(tmp_path: Path) -> None:

@@ -113,10 +113,14 @@ def test_accumulation_grows_to_the_nominal_batch() -> None:
     assert table.accumulate(Progress(9, 0, 10, 1000)) == 4
 
 
+def test_a_recipe_may_step_with_every_batch() -> None:
+    assert timetable(batch_size=16, nominal_batch=16).accumulate(Progress(9, 0, 10, 1000)) == 1
+
+
 def test_large_batches_do_not_accumulate_and_decay_more() -> None:
     assert timetable(batch_size=128).accumulate(Progress(9, 0, 10, 1000)) == 1
-    assert decay_scale(16) == 1
-    assert decay_scale(128) == 2
+    assert decay_scale(16, 64) == 1
+    assert decay_scale(128, 64) == 2
 
 
 def test_apply_writes_momentum_or_betas() -> None:

@@ -72,6 +72,32 @@ def test_other_published_rows_build(recorded):
         assert len(levels) == len(model.head_inputs), name
 
 
+def former_rows(stage, stage_depths):
+    """YOLOv5s before release 6: a focus stem, and the pyramid pooling before the last stage."""
+    current = read_spec("yolov5s").to_dict()
+    first, second, third = stage_depths
+    current["backbone"] = [
+        [-1, 1, "Focus", [64, 3]],
+        [-1, 1, "Conv", [128, 3, 2]],
+        [-1, first, stage, [128]],
+        [-1, 1, "Conv", [256, 3, 2]],
+        [-1, second, stage, [256]],
+        [-1, 1, "Conv", [512, 3, 2]],
+        [-1, third, stage, [512]],
+        [-1, 1, "Conv", [1024, 3, 2]],
+        [-1, 1, "SPP", [1024, [5, 9, 13]]],
+        [-1, 3, stage, [1024, False]],
+    ]
+    current["head"] = [[*row[:2], stage if row[2] == "C3" else row[2], row[3]] for row in current["head"]]
+    return ModelSpec.from_dict(current, "former", "former")
+
+
+@pytest.mark.parametrize("stage, parameters", [("C3", 7_276_605), ("BottleneckCSP", 7_468_157)])
+def test_former_releases_have_their_published_number_of_parameters(stage, parameters):
+    with torch.device("meta"):
+        assert count_parameters(Model(former_rows(stage, (3, 9, 9)), 80)) == parameters
+
+
 @pytest.mark.parametrize("weights, record", [("yolov5n.pt", "yolov5n"), ("yolov5s_state_dict.pt", "yolov5s")])
 def test_published_weights_put_out_what_was_recorded_on_a_photograph(weights, record, shared):
     model, report = load_model(str(shared / "weights" / weights))

@@ -289,6 +289,7 @@ def test_precision_and_recall_are_read_from_the_curves():
     assert evaluation.recall == pytest.approx(curves.recall[:, at].mean())
     assert curves.precision_at_recall.shape == curves.f1.shape == (3, 1000)
     assert (np.diff(curves.precision_at_recall) <= 1e-12).all()  # an envelope falls
+    assert (curves.precision[:, -1] == 1).all() and (curves.recall[:, -1] == 0).all()  # nothing is that confident
 
 
 # -- two sets of boxes -------------------------------------------------------------------------------------------------

@@ -1,0 +1,113 @@
+"""Augmentation: pure functions of pictures and a random generator. Names of hyper-parameters are YOLOv5's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from data.geometry import GREY
+from data.picture import Image, Picture, Polygons, Size, joined
+
+
+def mosaic(pictures: Sequence[Picture], size: Size, rng: Generator) -> Picture:
+    """Four pictures around a random point of a canvas of twice the `size`.
+
+    Source: Bochkovskiy et al., "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020, arXiv:2004.10934.
+    """
+    height, width = size
+    centre_y, centre_x = (int(rng.uniform(side / 2, 3 * side / 2)) for side in (height, width))
+    canvas = np.full((2 * height, 2 * width, 3), GREY, dtype=np.uint8)
+    placed = []
+    for index, picture in enumerate(pictures):
+        rows, columns = picture.size
+        top = centre_y - rows if index < 2 else centre_y
+        left = centre_x - columns if index % 2 == 0 else centre_x
+        _paste(canvas, picture.image, top, left)
+        placed.append(picture.moved(left, top))
+    return joined(canvas, placed).clipped((2 * height, 2 * width))
+
+
+def _paste(canvas: Image, image: Image, top: int, left: int) -> None:
+    """Writes an image into a canvas; what sticks out is cut off."""
+    bottom, right = min(top + image.shape[0], canvas.shape[0]), min(left + image.shape[1], canvas.shape[1])
+    first_y, first_x = max(top, 0), max(left, 0)
+    canvas[first_y:bottom, first_x:right] = image[first_y - top : bottom - top, first_x - left : right - left]
+
+
+def mixup(picture: Picture, other: Picture, rng: Generator) -> Picture:
+    """Two pictures of one size laid over each other, with the objects of both.
+
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412.
+    """
+    share = rng.beta(32.0, 32.0)
+    return joined(cv2.addWeighted(picture.image, share, other.image, 1 - share, 0), (picture, other))
+
+
+def copy_paste(picture: Picture, probability: float, rng: Generator) -> Picture:
+    """Objects with outlines are pasted once more, mirrored left to right, where they hide little of the others.
+
+    Source: after Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation",
+    CVPR 2021, arXiv:2012.07177; with the picture itself as source.
+    """
+    if picture.polygons is None or not probability:
+        return picture
+    count = len(picture.boxes)
+    chosen = rng.permutation(count)[: round(probability * count)]
+    mirrored = flip_left_right(picture)
+    mask = np.zeros(picture.size, dtype=np.uint8)
+    boxes, pasted = picture.boxes, []
+    for index in chosen:
+        box = mirrored.boxes[index]
+        if (_covered(boxes, box) < 0.3).all():
+            pasted.append(index)
+            boxes = np.concatenate((boxes, box[None]))
+            outline = mirrored.take(np.array([index])).polygons
+            cv2.fillPoly(mask, [np.round(outline.points).astype(np.int32)], 1)
+    if not pasted:
+        return picture
+    image = np.where(mask[..., None] > 0, mirrored.image, picture.image)
+    return joined(image, (picture, mirrored.take(np.array(pasted))))
+
+
+def _covered(boxes: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """(n,) share of each box that another one covers."""
+    sides = np.minimum(boxes[:, 2:], by[2:]) - np.maximum(boxes[:, :2], by[:2])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return sides.clip(0).prod(axis=1) / (area + 1e-16)
+
+
+def hsv(image: Image, hue: float, saturation: float, value: float, rng: Generator) -> Image:
+    """Hue, saturation and brightness, each times a random factor in 1 ± its argument."""
+    if not (hue or saturation or value):
+        return image
+    factors = 1 + rng.uniform(-1, 1, 3) * (hue, saturation, value)
+    levels = np.arange(256) * factors[:, None]
+    levels[0] %= 180  # OpenCV's hue is in steps of two degrees
+    table = np.clip(levels, 0, 255).astype(np.uint8).T.reshape(1, 256, 3)
+    turned = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), np.ascontiguousarray(table))
+    return cv2.cvtColor(turned, cv2.COLOR_HSV2BGR)
+
+
+def flip_left_right(picture: Picture) -> Picture:
+    width = picture.size[1]
+    boxes = picture.boxes * (-1, 1, -1, 1) + (width, 0, width, 0)
+    polygons = picture.polygons and _mirrored(picture.polygons, (-1, 1), (width, 0))
+    return Picture(cv2.flip(picture.image, 1), picture.classes, _float(boxes[:, [2, 1, 0, 3]]), polygons)
+
+
+def flip_up_down(picture: Picture) -> Picture:
+    height = picture.size[0]
+    boxes = picture.boxes * (1, -1, 1, -1) + (0, height, 0, height)
+    polygons = picture.polygons and _mirrored(picture.polygons, (1, -1), (0, height))
+    return Picture(cv2.flip(picture.image, 0), picture.classes, _float(boxes[:, [0, 3, 2, 1]]), polygons)
+
+
+def _mirrored(polygons: Polygons, sign: tuple[int, int], shift: tuple[int, int]) -> Polygons:
+    return polygons._replace(points=_float(polygons.points * sign + shift))
+
+
+def _float(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32)

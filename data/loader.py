@@ -1,0 +1,190 @@
+"""Loaders: a data set's file in, batches out."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import DataLoader
+
+from data.dataset import EvalImages, LabelledImages, Sample, TrainImages, collate, collate_quad
+from data.labels import Labels, read_labels, require_boxes
+from data.picture import Size
+from data.sampler import EvalSampler, TrainSampler, rectangles, squares, weigh_images
+from data.spec import DataSpec
+from data.store import ImageStore
+from utils.hyp import Hyp
+from utils.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Yields `Batch`; as long as a pass over the data."""
+
+    def __init__(
+        self, dataset: LabelledImages, sampler: TrainSampler | EvalSampler, *, stride: int, image_size: Size,
+        workers: int, pin_memory: bool, join: Callable[[Sequence[Sample]], Batch] = collate,
+    ) -> None:  # fmt: skip
+        self.dataset = dataset
+        self.sampler = sampler
+        self.stride = stride
+        self.image_size = image_size
+        forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=join,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            # forked workers share labels and cached images with us; elsewhere they get copies
+            multiprocessing_context="fork" if workers and forks else None,
+            persistent_workers=workers > 0,
+            # without its own generator a loader draws from torch's, and a run would depend on how often it is read
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+class TrainLoader(Loader):
+    """Augmented batches; an epoch depends on the seed and its number alone."""
+
+    dataset: TrainImages
+    sampler: TrainSampler
+
+    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+        """To be called before each epoch; `mosaic=False` leaves mosaic and mixup out (--close-mosaic)."""
+        self.sampler.epoch = epoch
+        self.sampler.mosaic = mosaic
+
+    def set_image_weights(self, per_class: ArrayLike | None) -> None:
+        """Draws images with replacement, those with heavy classes more often (--image-weights); None: each once.
+
+        Args:
+            per_class: (C,), such as (1 - mAP)²; it is divided by the number of boxes of each class.
+        """
+        weights = None if per_class is None else weigh_images(self.dataset.labels, np.asarray(per_class, np.float64))
+        self.sampler.weights = weights
+
+
+def train_loader(
+    spec: DataSpec,
+    hyp: Hyp,
+    *,
+    image_size: Size,
+    batch_size: int,
+    stride: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    cache: str = "",
+    rect: bool = False,
+    image_weights: bool = False,
+    single_class: bool = False,
+    quad: bool = False,
+    augment: bool = True,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """Batches of the training images.
+
+    Args:
+        image_size: height and width.
+        batch_size: of this rank.
+        rect: batches of similar images, padded no more than they need; without mosaic.
+        image_weights: see `TrainLoader.set_image_weights`.
+        quad: four images as one of twice the height and width.
+        augment: False only letterboxes.
+
+    Raises:
+        UserError: no usable image, or no box at all.
+    """
+    labels = _labels(spec, "train", single_class)
+    require_boxes(labels, "train")
+    store = ImageStore(labels.paths, labels.shapes, image_size, smooth=not augment, cache=cache, where="train")
+    if rect and image_weights:
+        log.info("--image-weights: not with --rect, whose batches are fixed")
+    if rect and hyp.mosaic:
+        log.info("--rect: without mosaic and mixup")
+    plan = rectangles(labels.shapes, batch_size, image_size, stride, pad=0.0) if rect else None
+    dataset = TrainImages(labels, store, spec.num_classes, hyp, size=image_size, seed=seed, augment=augment)
+    loader = TrainLoader(
+        dataset,
+        TrainSampler(len(labels), batch_size, image_size, seed=seed, rank=rank, world_size=world_size, rectangles=plan),
+        stride=stride,
+        image_size=image_size,
+        workers=workers,
+        pin_memory=pin_memory,
+        join=collate_quad if quad else collate,
+    )
+    if image_weights and not rect:
+        loader.set_image_weights(np.ones(spec.num_classes))
+    return loader
+
+
+def eval_loader(
+    spec: DataSpec,
+    split: str,
+    *,
+    image_size: Size,
+    batch_size: int,
+    stride: int,
+    rect: bool = True,
+    pad: float = 0.5,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    single_class: bool = False,
+    cache: str = "",
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches of 'train', 'val' or 'test' images with frames, each image once.
+
+    Args:
+        rect: images sorted by height / width; each batch is no larger than its images need, plus `pad` strides.
+            Otherwise all images are padded to `image_size`.
+
+    Raises:
+        UserError: no such split, or no usable image in it.
+    """
+    labels = _labels(spec, split, single_class)
+    if not len(labels.rows):
+        log.warning("%s: not one box in %d images; scores will be 0", split, len(labels))
+    store = ImageStore(labels.paths, labels.shapes, image_size, smooth=True, cache=cache, where=split)
+    if rect:
+        plan = rectangles(labels.shapes, batch_size, image_size, stride, pad)
+    else:
+        plan = squares(len(labels), batch_size, image_size)
+    return Loader(
+        EvalImages(labels, store, spec.num_classes),
+        EvalSampler(plan, rank, world_size),
+        stride=stride,
+        image_size=image_size,
+        workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def _labels(spec: DataSpec, split: str, single_class: bool) -> Labels:
+    images = spec.images(split)
+    num_classes = None if single_class else spec.num_classes
+    labels = read_labels(images, num_classes, " ".join(spec.sources(split)), split)
+    return labels.as_single_class() if single_class else labels
+
+
+def _start_worker(_: int) -> None:
+    """A worker is one of several: it takes one core."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

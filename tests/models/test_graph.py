@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from models.blocks.base import round_channels
+from models.graph import ModelSpec, layer_specs, read_spec
+from models.spec import family_scales
+from models.yolo import Model
+from utils.errors import UserError
+
+SINGLE = {
+    "nc": 5,
+    "depth_multiple": 0.33,
+    "width_multiple": 0.25,
+    "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
+    "backbone": [
+        [-1, 1, "Focus", [64, 3]],
+        [-1, 1, "Conv", [128, 3, 2]],
+        [-1, 3, "BottleneckCSP", [128]],
+        [-1, 1, "Conv", [256, 3, 2]],
+        [-1, 9, "C3", [256]],
+        [-1, 1, "Conv", [512, 3, 2]],
+        [-1, 1, "SPP", [512, [5, 9, 13]]],
+    ],
+    "head": [
+        [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+        [[-1, 4], 1, "Concat", [1]],
+        [-1, 3, "C3", [256, False]],
+        [[9, 6], 1, "Detect", ["nc", "anchors"]],
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a single model file with some keys changed; returns its path."""
+
+    def write_file(**changes):
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({**SINGLE, **changes}))
+        return str(path)
+
+    return write_file
+
+
+def with_row(section, place, row):
+    rows = list(SINGLE[section])
+    rows[place] = row
+    return {section: rows}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "yolov5s",
+        "yolov5s.yaml",
+        "models/yolov5s.yaml",
+        "cfg/yolov5s.yaml",
+        "../models/yolov5s.yml",
+        "models/hub/yolov5s.yaml",
+    ],
+)
+def test_names_and_former_paths_are_ours(name):
+    spec = read_spec(name)
+    assert (spec.name, spec.depth_multiple, spec.width_multiple) == ("yolov5s", 0.33, 0.5)
+
+
+def test_p6_sizes_have_four_levels():
+    spec = read_spec("models/hub/yolov5s6.yaml")
+    assert len(spec.anchors) == 4 and spec.head[-1][0] == (23, 26, 29, 32)
+
+
+def test_every_published_size_and_the_pico_are_known():
+    sizes = {f"yolov5{scale}{level}" for scale in "nsmlx" for level in ("", "6")}
+    assert set(family_scales()) == sizes | {"yolov5p"}
+
+
+def test_a_file_of_the_user_wins_over_the_name(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "yolov5s.yaml").write_text(yaml.safe_dump(SINGLE))
+    assert read_spec("models/yolov5s.yaml").nc == 5
+    assert read_spec("yolov5s.yaml").nc == 80
+
+
+@pytest.mark.parametrize("name", ["yolov5t", "my/own/yolov5s.yaml", "nowhere.yaml"])
+def test_unknown_models_are_told(name):
+    with pytest.raises(UserError, match=r"no model file .*known: yolov5l, yolov5l6"):
+        read_spec(name)
+    with pytest.raises(UserError, match="did you mean 'yolov5s'"):
+        read_spec("yolo5s")
+
+
+def test_a_single_file_builds(write):
+    spec = read_spec(write())
+    model = Model(spec, spec.nc)
+    assert spec.name == "mine"
+    assert [level.shape for level in model.eval()(torch.rand(1, 3, 64, 64)).levels] == [
+        (1, 2, 8, 8, 10),
+        (1, 2, 4, 4, 10),
+    ]
+    assert len(model.model[4].m) == 3  # 9 * 0.33
+    assert len(model.model[2].m) == 1  # 3 * 0.33
+
+
+def test_a_spec_survives_being_written(write):
+    for spec in (read_spec(write(activation="nn.ReLU()", anchors=3)), read_spec("yolov5n6")):
+        described = yaml.safe_load(yaml.safe_dump(spec.to_dict()))
+        assert ModelSpec.from_dict(described, described["name"], "") == spec
+
+
+def test_width_rounds_up_to_multiples_of_8_but_one_takes_numbers_as_written():
+    assert [round_channels(channels, 0.25) for channels in (64, 100, 1024)] == [16, 32, 256]
+    assert round_channels(80, 0.75) == 64
+    assert round_channels(37, 1.0) == 37
+
+
+def test_blocks_without_inner_depth_are_stacked():
+    rows = {**SINGLE, **with_row("backbone", 1, [-1, 9, "Bottleneck", [128]])}
+    rows["backbone"][0] = [-1, 1, "Conv", [64, 3, 4]]
+    layers = layer_specs(ModelSpec.from_dict(rows, "stacked", "stacked"))
+    assert layers[1].number == 3
+    model = Model(ModelSpec.from_dict(rows, "stacked", "stacked"), 1)
+    assert isinstance(model.model[1], nn.Sequential) and len(model.model[1]) == 3
+    assert "model.1.2.cv1.conv.weight" in model.state_dict()
+
+
+def test_anchors_may_be_a_number(write):
+    spec = read_spec(write(anchors=3))
+    assert spec.anchors == 3
+    head = Model(spec, 1).head
+    assert head.provisional and head.num_anchors == 3
+    assert spec.with_anchors(3.4).anchors == 3
+
+
+def test_another_activation_reaches_every_block(write):
+    model = Model(read_spec(write(activation="nn.LeakyReLU(0.1, inplace=True)")), 1)
+    kinds = [type(module.act) for module in model.modules() if hasattr(module, "act")]
+    assert set(kinds) == {nn.LeakyReLU} and len(kinds) > 10
+    assert model.model[0].conv.act.negative_slope == 0.1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            with_row("backbone", 1, [-1, 1, "Convv", [128, 3, 2]]),
+            r"mine: backbone row 1, layer 1 \[-1, 1, Convv, \[128, 3, 2\]\]: no block is called 'Convv'; "
+            "did you mean 'Conv'",
+        ),
+        (with_row("backbone", 1, [-1, 1, "os.system", ["true"]]), "no block is called 'os.system'"),
+        (with_row("backbone", 1, [-1, 1, "Conv"]), "backbone row 1: a row is"),
+        (with_row("backbone", 1, ["-1", 1, "Conv", [128]]), "backbone row 1: 'from' is a layer number"),
+        (with_row("backbone", 1, [-1, 0, "Conv", [128]]), "'number' is 1 or more; got 0"),
+        (with_row("backbone", 1, [7, 1, "Conv", [128]]), "'from' 7 is not a layer before this one"),
+        (with_row("backbone", 1, [-5, 1, "Conv", [128]]), "'from' -5 is not a layer before this one"),
+        (with_row("backbone", 1, [-1, 1, "Conv", ["wide", 3, 2]]), r"backbone row 1, layer 1 .*wide"),
+        (with_row("backbone", 1, [-1, 1, "Conv", []]), "backbone row 1, layer 1"),
+        (with_row("backbone", 1, [-1, 1, "Conv", [128, 3, 2, 1, 1, 1, True, 8, 9]]), "layer 1 .*argument"),
+        (with_row("head", 1, [[-1, 3], 1, "Concat", [2]]), "Concat joins channels, dimension 1"),
+        (with_row("head", 1, [[-1, 2], 1, "Concat", [1]]), "head row 1, layer 8 .*Sizes of tensors must match"),
+        (with_row("head", 2, [[-1, 4], 1, "C3", [256]]), "C3 takes one input; got 2"),
+        (with_row("head", 3, [[9, 6], 1, "Detekt", ["nc"]]), "no head is called 'Detekt'; did you mean 'Detect'"),
+        (with_row("head", 3, [[9, 4, 6], 1, "Detect", ["nc", "anchors"]]), "2 rows of anchors for 3 levels"),
+        (with_row("head", 3, [[9, 6], 1, "Detect", ["nc", [[1, 2]]]]), r"arguments are \[nc, anchors\]"),
+        ({"anchors": "many"}, "mine.yaml: anchors are a number a level"),
+        ({"activation": "nn.Sin()"}, "no activation is called 'nn.Sin'"),
+        ({"activation": "__import__('os')"}, "an activation looks like"),
+        ({"activation": "nn.LeakyReLU(open)"}, "arguments of an activation are numbers"),
+    ],
+)
+def test_bad_rows_are_named(changes, message, write):
+    with pytest.raises(UserError, match=message):
+        Model(read_spec(write(**changes)), 1)
+
+
+def test_bad_files_are_named(tmp_path, root):
+    path = tmp_path / "broken.yaml"
+    path.write_text("backbone: [")
+    with pytest.raises(UserError, match=r"broken.yaml: not a YAML file"):
+        read_spec(str(path))
+    path.write_text("- 1")
+    with pytest.raises(UserError, match=r"broken.yaml: not a model file"):
+        read_spec(str(path))
+    path.write_text("backbone: []\nhead: []")
+    with pytest.raises(UserError, match="no 'anchors'"):
+        read_spec(str(path))
+    path.write_text("backbone: []\nhead: []\nanchors: 3")
+    with pytest.raises(UserError, match=r"broken\.yaml: no rows"):
+        read_spec(str(path))
+    with pytest.raises(UserError, match=r"a family of several scales; name one of ours .*yolov5n"):
+        read_spec(str(root / "models/cfg/yolov5.yaml"))

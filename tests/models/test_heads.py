@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models.heads.anchor import Detect
+
+ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]]
+
+
+@pytest.fixture
+def head():
+    return Detect(2, ANCHORS, [4, 6], [8, 16])
+
+
+def decoded_slowly(head, levels):
+    """The published formula, one cell at a time."""
+    rows = []
+    for i, level in enumerate(levels):
+        stride = head.strides[i].item()
+        for image in level:
+            for a, anchor in enumerate(image):
+                for row, line in enumerate(anchor):
+                    for column, cell in enumerate(line):
+                        x, y, w, h, *scores = (1 / (1 + math.exp(-value)) for value in cell.tolist())
+                        width, height = ANCHORS[i][2 * a : 2 * a + 2]
+                        box = [
+                            (2 * x - 0.5 + column) * stride,
+                            (2 * y - 0.5 + row) * stride,
+                            (2 * w) ** 2 * width,
+                            (2 * h) ** 2 * height,
+                        ]
+                        rows.append(box + scores)
+    return torch.tensor(rows)
+
+
+def test_decoding_equals_the_published_formula(head):
+    levels = [torch.randn(1, 3, 3, 5, 7), torch.randn(1, 3, 2, 3, 7)]
+    torch.testing.assert_close(head.decode(levels)[0], decoded_slowly(head, levels), rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_of_one_level_are_those_of_the_decoded_rows(head):
+    levels = [torch.randn(2, 3, 3, 5, 7), torch.randn(2, 3, 2, 3, 7)]
+    boxes = head.decode_boxes(1, levels[1][..., :4])
+    assert boxes.shape == (2, 3, 2, 3, 4)
+    assert torch.equal(boxes.flatten(1, 3), head.decode(levels)[:, 3 * 3 * 5 :, :4])
+
+
+def test_half_precision_levels_are_decoded_in_float32(head):
+    levels = [torch.randn(1, 3, 3, 5, 7), torch.randn(1, 3, 2, 3, 7)]
+    half = [level.bfloat16() for level in levels]
+    decoded = head.decode(half)
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, head.decode([level.float() for level in half]))
+
+
+def test_anchors_are_kept_in_units_of_the_stride(head):
+    assert torch.equal(head.anchors_px, torch.tensor(ANCHORS, dtype=torch.float32).view(2, 3, 2))
+    assert torch.equal(head.anchors[1, 0], torch.tensor([30 / 16, 61 / 16]))
+    assert list(dict(head.named_buffers())) == ["strides", "anchors"]
+    assert set(head.state_dict()) == {"anchors", "m.0.weight", "m.0.bias", "m.1.weight", "m.1.bias"}
+
+
+def test_coarsest_anchors_first_are_turned_round(head):
+    turned = Detect(2, ANCHORS[::-1], [4, 6], [8, 16])
+    assert torch.equal(turned.anchors, head.anchors)
+    coarse_first = Detect(2, ANCHORS, [6, 4], [16, 8])
+    assert torch.equal(coarse_first.anchors_px, head.anchors_px.flip(0))
+
+
+def test_anchors_can_be_set_in_pixels(head):
+    fresh = torch.rand(2, 3, 2) * 50 + 1
+    head.set_anchors_px(fresh)
+    torch.testing.assert_close(head.anchors_px, fresh)
+    with pytest.raises(ValueError, match="do not fit"):
+        head.set_anchors_px(fresh[:1])
+
+
+def test_a_number_of_anchors_waits_for_the_data():
+    head = Detect(2, 4, [4, 6], [8, 16])
+    assert head.provisional and head.num_anchors == 4 and (head.anchors > 0).all()
+    head.set_anchors_px(torch.rand(2, 4, 2) + 1)
+    assert not head.provisional
+
+
+@pytest.mark.parametrize(
+    "anchors, message",
+    [
+        ([[1, 2]], "1 rows of anchors for 2 levels"),
+        ([[1, 2], [1, 2, 3, 4]], "same number of anchors"),
+        ([[1, 2, 3], [1, 2, 3]], "a width and a height"),
+        ([[1, 2], [-3, 4]], "positive"),
+        (0, "at least one anchor"),
+    ],
+)
+def test_impossible_anchors_are_refused(anchors, message):
+    with pytest.raises(ValueError, match=message):
+        Detect(2, anchors, [4, 6], [8, 16])
+
+
+def test_biases_begin_near_the_usual_share_of_objects():
+    torch.manual_seed(0)
+    head = Detect(20, ANCHORS, [512, 512], [8, 16])  # many channels: the random part is below 1/sqrt(512)
+    for convolution, stride in zip(head.m, (8, 16), strict=True):
+        biases = convolution.bias.view(3, 25)
+        near = {"rtol": 0, "atol": 512**-0.5}
+        torch.testing.assert_close(biases[:, 4], torch.full((3,), math.log(8 / (640 / stride) ** 2)), **near)
+        torch.testing.assert_close(biases[:, 5:], torch.full((3, 20), math.log(0.6 / 19.00001)), **near)
+        assert biases[:, :4].abs().max() < 512**-0.5

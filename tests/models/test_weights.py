@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models.spec import read_spec
+from models.transfer import transfer
+from models.weights import load_model, read_checkpoint
+from models.yolo import Model
+from utils.errors import UserError
+
+
+@pytest.fixture
+def image():
+    return torch.rand(1, 3, 64, 64)
+
+
+@pytest.fixture
+def ours(small, tmp_path):
+    """A checkpoint as the engine writes it."""
+
+    def write(**changes) -> str:
+        path = tmp_path / "best.pt"
+        content = {
+            "format": "yolo-distill",
+            "version": 1,
+            "description": small.spec.to_dict(),
+            "names": list(small.names),
+            "named": True,
+            "model": small.state_dict(),
+            "options": {"epochs": 3},
+            "hyp": {"lr0": 0.01},
+            "metrics": {"mAP50": 0.5},
+        }
+        torch.save({**content, **changes}, path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def published(small, tmp_path, monkeypatch):
+    """Pickles the small model as its authors would have: modules and all, under the names of code that is not here."""
+    code = types.ModuleType("models.published")
+
+    class Model(nn.Module):
+        pass
+
+    Model.__module__, Model.__qualname__ = "models.published", "Model"
+    code.Model = Model
+
+    def write(file="published.pt", key="model", half=True, also=None, **attributes) -> str:
+        module = Model()
+        module.model = small.model.half() if half else small.model
+        described = {"yaml": {**small.spec.to_dict(), "nc": 3, "ch": 3}, "names": list(small.names)}
+        for name, value in {**described, **attributes}.items():
+            setattr(module, name, value)
+        content = {"epoch": -1, "model": None, "ema": None, "date": "2026", **(also or {}), key: module}
+        with monkeypatch.context() as context:
+            context.setitem(sys.modules, "models.published", code)
+            torch.save(content, tmp_path / file)
+        small.float()
+        return str(tmp_path / file)
+
+    return write
+
+
+def same_outputs(a, b, image, tolerance=1e-6):
+    with torch.no_grad():
+        for x, y in zip(a.eval()(image).levels, b.eval()(image).levels, strict=True):
+            torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_our_checkpoint_comes_back_whole(ours, small, image):
+    model, report = load_model(ours())
+    assert model.training
+    same_outputs(model, small, image)
+    assert report.taken == report.total and report.line() == f"{report.total} of {report.total} tensors"
+    assert model.names == ("cat", "dog", "cow") and model.named
+    assert dataclasses.replace(model.spec, nc=80) == small.spec
+    checkpoint = read_checkpoint(ours(training={"epoch": 2}))
+    assert checkpoint.training == {"epoch": 2} and checkpoint.meta["metrics"] == {"mAP50": 0.5}
+    assert read_checkpoint(ours()).training is None
+
+
+def test_made_up_names_stay_made_up(ours):
+    assert not load_model(ours(named=False))[0].named
+
+
+def test_half_precision_weights_become_float32(ours, small):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in small.state_dict().items()}
+    model, _ = load_model(ours(model=half))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_newer_or_incomplete_format_is_told(ours):
+    with pytest.raises(UserError, match="newer version"):
+        load_model(ours(version=2))
+    path = Path(ours())
+    torch.save({"format": "yolo-distill", "version": 1, "model": {}}, path)
+    with pytest.raises(UserError, match="without description, names, named"):
+        load_model(str(path))
+
+
+def test_a_published_pickle_is_read_without_its_code(published, small, image):
+    path = published(half=False)
+    model, report = load_model(path)
+    assert "models.published" not in sys.modules
+    assert report.taken == report.total
+    assert model.names == small.names and model.num_classes == 3
+    same_outputs(model, small, image)
+
+
+def test_names_as_dict_and_names_that_are_only_numbers(published):
+    assert load_model(published(names={0: "a", 2: "c", 1: "b"}))[0].names == ("a", "b", "c")
+    assert not load_model(published(names=["0", "1", "2"]))[0].named
+
+
+def test_the_average_is_preferred_to_the_model(published, small, image):
+    other = {key: torch.zeros_like(value) for key, value in small.state_dict().items()}
+    path = published(key="ema", half=False, also={"model": other})
+    same_outputs(load_model(path)[0], small, image)
+
+
+def test_another_activation_in_a_pickle_is_seen(published, small, image):
+    for module in small.modules():
+        if isinstance(getattr(module, "act", None), nn.SiLU):
+            module.act = nn.LeakyReLU(0.1)
+    model, _ = load_model(published(half=False))
+    assert model.spec.activation == "nn.LeakyReLU(0.1)"
+    same_outputs(model, small, image)
+    small.model[0].act = nn.Hardswish()
+    with pytest.raises(UserError, match="mixes activations"):
+        load_model(published())
+
+
+def test_families_that_we_do_not_have_are_named(published, shared):
+    rows = {"backbone": [[-1, 1, "Conv", [8]]], "head": [[[0], 1, "Detect", ["nc"]]], "yaml_file": "yolov8n.yaml"}
+    with pytest.raises(UserError, match="family yolov8n, which is not supported yet: its head has no anchors"):
+        load_model(published(yaml=rows))
+    rows = {"anchors": 3, "backbone": [[-1, 1, "RepConv", [8]]], "head": [[[0], 1, "IDetect", ["nc"]]]}
+    with pytest.raises(UserError, match=r"models.published.Model, which is not .*IDetect, RepConv are unknown"):
+        load_model(published(yaml=rows))
+    with pytest.raises(UserError, match=r"holds a models\.published\.Model, not a detector"):
+        load_model(published(yaml=None))
+    with pytest.raises(UserError, match="family yolo26n, which is not supported yet"):
+        load_model(str(shared / "weights" / "yolo26n.pt"))
+
+
+def test_a_pickle_of_odd_content_is_an_error_of_one_line(published):
+    for rows in ({"backbone": [3], "head": 4, "anchors": 3}, {"backbone": 3, "head": [[]], "anchors": None}):
+        with pytest.raises(UserError, match=r"published\.pt"):
+            load_model(published(yaml=rows))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_bare_state_dict_is_recognised(suffix, small, tmp_path, image):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save(small.state_dict(), path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(small.state_dict(), path)
+    model, report = load_model(str(path))
+    assert model.spec.name == "yolov5p" and model.num_classes == 3 and not model.named
+    assert report.taken == report.total
+    same_outputs(model, small, image)
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5s6"])
+def test_published_sizes_are_recognised_by_their_tensors(name, tmp_path):
+    with torch.device("meta"):
+        model = Model(read_spec(name), 7)
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "x.pt")
+    checkpoint = read_checkpoint(tmp_path / "x.pt")
+    assert (checkpoint.spec.name, checkpoint.num_classes) == (name, 7)
+
+
+def test_prefixes_of_wrappers_are_cut_off(small, tmp_path, image):
+    torch.save({"state_dict": {f"module.{key}": value for key, value in small.state_dict().items()}}, tmp_path / "x.pt")
+    same_outputs(load_model(str(tmp_path / "x.pt"))[0], small, image)
+
+
+def test_a_fused_state_dict_puts_out_the_same(small, tmp_path, image):
+    with torch.no_grad():
+        before = small(image)
+    small.fuse()
+    torch.save(small.state_dict(), tmp_path / "fused.pt")
+    model, report = load_model(str(tmp_path / "fused.pt"))
+    assert report.taken == report.total
+    with torch.no_grad():
+        for a, b in zip(before.levels, model.eval()(image).levels, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_state_dict_needs_its_model_file(small, tmp_path, image):
+    described = {**small.spec.to_dict(), "width_multiple": 0.0625}
+    odd = Model(type(small.spec).from_dict(described, "odd", ""), 3)
+    torch.save(odd.state_dict(), tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"odd.pt is a bare state dict of no model that we know; name its model file"):
+        load_model(str(tmp_path / "odd.pt"))
+    (tmp_path / "odd.yaml").write_text(__import__("json").dumps(described))
+    same_outputs(load_model(str(tmp_path / "odd.pt"), cfg=str(tmp_path / "odd.yaml"))[0], odd, image)
+
+
+def test_another_number_of_classes_keeps_all_but_the_last_layer(ours, small):
+    model, report = load_model(ours(), num_classes=5)
+    assert report.line() == (
+        f"{report.total - 6} of {report.total} tensors; not taken: model.24.m.0.weight and 5 more because nc 3 != 5"
+    )
+    assert {key for key, _ in report.skipped} == {
+        f"model.24.m.{i}.{name}" for i in range(3) for name in ("weight", "bias")
+    }
+    for key, value in model.state_dict().items():
+        if key not in dict(report.skipped):
+            assert torch.equal(value, small.state_dict()[key])
+    assert model.num_classes == model.spec.nc == 5 and not model.named
+    assert load_model(ours(), names=["a"])[0].names == ("a",)
+
+
+def test_weights_of_another_architecture_are_an_error(ours):
+    with pytest.raises(UserError, match="nothing of the weights fits yolov5n"):
+        load_model(ours(), cfg="yolov5n")
+
+
+def test_a_bigger_relative_takes_what_fits(ours, small):
+    model = Model(read_spec("yolov5p"), 3)
+    state = small.state_dict()
+    state["model.0.conv.weight"] = torch.zeros(4, 3, 6, 6)
+    del state["model.1.conv.weight"]
+    report = transfer(model, state)
+    assert dict(report.skipped) == {
+        "model.0.conv.weight": "shape (4, 3, 6, 6) != (8, 3, 6, 6)",
+        "model.1.conv.weight": "the file has none",
+    }
+
+
+def test_anchors_of_the_weights_are_kept_unless_others_are_given(ours, small):
+    fitted = small.head.anchors_px * 1.5
+    small.head.set_anchors_px(fitted)
+    path = ours()
+    torch.testing.assert_close(load_model(path)[0].head.anchors_px, fitted)
+    torch.testing.assert_close(load_model(path, cfg="yolov5p")[0].head.anchors_px, fitted)
+
+    published = Model(read_spec("yolov5p"), 3).head.anchors_px
+    model, report = load_model(path, cfg="yolov5p", anchors_from_cfg=True)
+    torch.testing.assert_close(model.head.anchors_px, published)
+    assert report.skipped == (("model.24.anchors", "the given anchors stand"),)
+
+    rows = [[4, 5, 6, 7, 8, 9], [14, 15, 16, 17, 18, 19], [24, 25, 26, 27, 28, 29]]
+    model, _ = load_model(path, anchors=rows)
+    assert model.head.anchors_px.flatten(1).tolist() == rows and not model.head.provisional
+    model, report = load_model(path, anchors=2.2)
+    assert model.head.num_anchors == 2 and model.head.provisional
+    assert "anchors a level 3 != 2" in report.line()
+    with pytest.raises(UserError, match="1 rows of anchors for 3 levels"):
+        load_model(path, anchors=[[1, 2]])
+
+
+def test_more_anchors_in_the_weights_than_in_the_model_file(tmp_path, image):
+    model = Model(read_spec("yolov5p").with_anchors(4), 3)
+    torch.save(model.state_dict(), tmp_path / "four.pt")
+    loaded, report = load_model(str(tmp_path / "four.pt"))
+    assert loaded.head.num_anchors == 4 and not loaded.head.provisional and report.taken == report.total
+    same_outputs(loaded, model, image)
+
+
+def test_from_scratch():
+    model, report = load_model("", cfg="yolov5p", num_classes=4)
+    assert report is None and model.num_classes == 4
+    assert load_model("", cfg="yolov5p")[0].num_classes == 80
+    with pytest.raises(UserError, match="neither weights nor a model file"):
+        load_model("")

@@ -1,0 +1,158 @@
+"""val.py from the outside: recorded scores of published weights, tables, files of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import val
+from engine import checkpoint
+from engine.options import val_options
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small photographs of noise with one bright rectangle each."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind / "val").mkdir(parents=True)
+    for index in range(4):
+        image = rng.integers(0, 80, (48 + 16 * index, 96, 3)).astype(np.uint8)
+        image[8:40, 20:60] = 220
+        cv2.imwrite(str(folder / "images" / "val" / f"{index}.jpg"), image)
+        height = image.shape[0]
+        line = f"{index % 2} {40 / 96:.6f} {24 / height:.6f} {40 / 96:.6f} {32 / height:.6f}\n"
+        (folder / "labels" / "val" / f"{index}.txt").write_text(line)
+    content = {"path": str(folder), "train": "images/val", "val": "images/val", "names": ["bright", "brighter"]}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    return folder / "data.yaml"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own checkpoint of an untrained model."""
+    from models.graph import read_spec
+    from models.yolo import Model
+
+    torch.manual_seed(0)
+    model = Model(read_spec("yolov5p"), 2, ("bright", "brighter"))
+    path = tmp_path_factory.mktemp("weights") / "own.pt"
+    return checkpoint.save(path, model, options={}, hyp={}, metrics={}, half=True)
+
+
+def run(tmp_path: Path, *words: object) -> tuple[Path, list[dict]]:
+    """The run folder and its metrics.json."""
+    common = ("--project", tmp_path, "--name", "run", "--device", "cpu", "--workers", 0)
+    val.main([str(word) for word in (*words, *common)])
+    folder = tmp_path / "run"
+    return folder, json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("weights", "teacher", "expected"),
+    [
+        (("a",), "", ["student"]),
+        (("a", "b"), "", ["student", "teacher"]),
+        (("a", "b", "c"), "", ["student", "baseline", "teacher"]),
+        (("a",), "t", ["student", "teacher"]),
+        (("a", "b"), "t", ["student", "baseline", "teacher"]),
+        ((), "t", ["teacher"]),
+    ],
+)
+def test_who_is_who(weights: tuple[str, ...], teacher: str, expected: list[str]) -> None:
+    found = val.roles(weights, teacher)
+    assert [role for role, _ in found] == expected
+    assert [name for _, name in found] == [*weights, *([teacher] if teacher else [])]
+
+
+def test_single_weights_leave_metrics_figures_and_label_files(
+    tmp_path: Path, data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--weights", weights, "--data", data, "--imgsz", 64, "--save-txt", "--save-conf", "--save-json")
+    folder, (own,) = run(tmp_path, *words)
+    assert own["role"] == "student"
+    assert own["weights"] == str(weights)
+    assert own["size_mb"] == pytest.approx(weights.stat().st_size / 1e6)
+    assert [result["name"] for result in own["per_class"]] == ["bright", "brighter"]
+    assert {path.name for path in folder.iterdir()} >= {
+        *("PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"),
+        *("val_predictions.jpg", "predictions.json", "ground_truth.json", "labels", "metrics.json"),
+    }  # fmt: skip
+    assert len(list((folder / "labels").iterdir())) == 4
+    shown = capsys.readouterr().out
+    assert "brighter" in shown
+    assert str(folder) in shown
+
+
+def test_a_student_is_compared_with_its_teacher(
+    tmp_path: Path, data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--weights", weights, "--t_weights", weights, "--data", data, "--imgsz", 64)
+    folder, metrics = run(tmp_path, *words)
+    assert [one["role"] for one in metrics] == ["student", "teacher"]
+    text = (folder / "comparison.txt").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert "difference" in text
+    assert "share 100.0% of their boxes" in text  # a model agrees with itself
+    assert (folder / "comparison.jpg").stat().st_size > 1000
+
+
+def test_speed_task_leaves_metrics_alone(tmp_path: Path, data: Path, weights: Path) -> None:
+    folder, (own,) = run(tmp_path, "--weights", weights, "--data", data, "--imgsz", 64, "--task", "speed")
+    assert own["ms_per_image"] > 0
+    assert [path.name for path in folder.iterdir()] == ["metrics.json"]
+
+
+def test_weights_of_other_classes_are_a_users_mistake(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from models.graph import read_spec
+    from models.yolo import Model
+
+    model = Model(read_spec("yolov5p"), 3, ("x", "y", "z"))
+    path = checkpoint.save(tmp_path / "other.pt", model, options={}, hyp={}, metrics={}, half=True)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, "--weights", path, "--data", data, "--imgsz", 64)
+    assert stopped.value.code == 2
+    assert "know 3 classes (x, y, z) and the data has 2 (bright, brighter)" in capsys.readouterr().err
+
+
+def test_published_weights_score_what_was_recorded(shared: Path, tmp_path: Path) -> None:
+    coco = shared / "data" / "coco"
+    recorded = json.loads((coco / "recorded_metrics.json").read_text())["metrics"]["yolov5n"]
+    words = ("--weights", shared / "weights" / "yolov5n.pt", "--data", coco / "data.yaml", "--noplots", "--save-json")
+    words += ("--batch-size", 16)  # as recorded: the shape of a rectangular batch depends on who is in it
+    folder, (own,) = run(tmp_path, *words)
+    assert own["mAP50-95"] == pytest.approx(recorded["mAP50-95"], abs=0.002)
+    assert own["mAP50"] == pytest.approx(recorded["mAP50"], abs=0.002)
+    assert own["precision"] == pytest.approx(recorded["precision"], abs=0.01)
+    assert own["recall"] == pytest.approx(recorded["recall"], abs=0.01)
+    assert own["parameters"] == pytest.approx(1_872_157, abs=0)
+    assert len(json.loads((folder / "predictions.json").read_text())) > 1000
+
+
+def test_pycocotools_counts_nearly_the_same(shared: Path) -> None:
+    pytest.importorskip("pycocotools")
+    from engine.coco import coco_scores, ground_truth, image_ids, predictions
+
+    coco = shared / "data" / "coco"
+    words = ["--weights", str(shared / "weights" / "yolov5n.pt"), "--data", str(coco / "data.yaml"), "--imgsz", "320"]
+    options = val_options([*words, "--workers", "0"])
+    from data.spec import read_data
+
+    data = read_data(options.data)
+    (candidate,) = val.load(options, torch.device("cpu"))
+    evaluator = val.build_evaluator(options, data, torch.device("cpu"), stride=32)
+    report = evaluator(candidate.model, progress=False)
+    found = report.detections
+    truth, results = ground_truth(found, data.names), predictions(found, data.names)
+    theirs = coco_scores(truth, results, image_ids([one.path for one in found]))
+    # they differ by definition (interpolation, 100 instead of 300 detections an image): models.md has 0.4830 and 0.4848
+    assert (report.evaluation.map, report.evaluation.map50) == pytest.approx(theirs, abs=0.01)
