@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from data.spec import DataSpec
     from distill.compare import Contender
-    from engine.evaluator import Evaluator, Report
+    from engine.evaluator import Detections, Evaluator, Report
     from models.yolo import Model
 
 FEW_CLASSES = 30  # up to which a table lists every class unasked
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def validate(options: ValOptions) -> list[Contender]:
     """Scores every weights file, prints the tables and fills the run folder."""
     from data.spec import read_data
-    from distill.compare import class_table, contender, write_metrics
+    from distill.compare import class_table, conclude, contender, write_metrics
     from engine.precision import choose_device, describe
     from utils.files import run_folder
 
@@ -65,26 +65,29 @@ def validate(options: ValOptions) -> list[Contender]:
     folder = run_folder(options.project, options.name, options.exist_ok)
     print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
 
-    contenders, reports = [], []
+    contenders: list[Contender] = []
+    found: dict[str, tuple[Detections, ...]] = {}
     for index, one in enumerate(candidates):
         report = evaluator(one.model)
         contenders.append(contender(one.weights, one.role, one.model, report.evaluation, report.speed_ms[1]))
-        reports.append(report)
+        found.setdefault(one.role, report.detections)  # of several baselines the first is shown
         rows = class_table(report.evaluation).splitlines()
         everything = options.verbose or (len(candidates) == 1 and data.num_classes <= FEW_CLASSES)
         print(f"\n{one.role}: {one.weights}", *(rows if everything else rows[:2]), sep="\n")
         print("an image takes {:.1f} ms to prepare, {:.1f} ms to run, {:.1f} ms to suppress".format(*report.speed_ms))
         store(report, data.names, folder / f"{index}-{one.role}" if len(candidates) > 1 else folder, options)
-    write_metrics(folder / "metrics.json", contenders)
     if len(candidates) > 1:
-        compare(contenders, reports, data.names, folder, options)
-    print(f"\nresults in {folder}")
+        picture = not options.noplots
+        print(f"\n{conclude(contenders, found, data.names, folder, picture=picture, all_classes=options.verbose)}")
+    else:
+        write_metrics(folder / "metrics.json", contenders)
+        print(f"\nresults: {folder}")
     return contenders
 
 
 def roles(weights: Sequence[str], t_weights: str) -> list[tuple[str, str]]:
     """(role, weights) of each file, as this script's first lines say."""
-    named = [("student" if index == 0 else "baseline", name) for index, name in enumerate(weights) if name]
+    named = [("student" if index == 0 else "baseline", name) for index, name in enumerate(filter(None, weights))]
     if t_weights:
         return [*named, ("teacher", t_weights)]
     if len(named) > 1:
@@ -153,29 +156,6 @@ def store(report: Report, names: Sequence[str], folder: Path, options: ValOption
         ours = report.evaluation
         print(f"mAP50-95 {ours.map:.4f} mAP50 {ours.map50:.4f} here")
         print(f"mAP50-95 {scores.map:.4f} mAP50 {scores.map50:.4f} by pycocotools, from {scores.source}")
-
-
-def compare(
-    contenders: Sequence[Contender],
-    reports: Sequence[Report],
-    names: Sequence[str],
-    folder: Path,
-    options: ValOptions,
-) -> None:
-    """The table of all, and the picture of student beside teacher."""
-    from distill.compare import beside, table
-    from utils.files import write_text
-    from utils.metrics import agreement
-
-    found = {one.role: report.detections for one, report in zip(contenders, reports, strict=True)}
-    agreed = None
-    if options.task != "speed" and {"student", "teacher"} <= found.keys():
-        agreed = agreement(*([one.found for one in found[role]] for role in ("student", "teacher")))
-    text = table(contenders, agreed, options.verbose)
-    write_text(folder / "comparison.txt", f"{text}\n")
-    print(f"\n{text}")
-    if options.task != "speed" and not options.noplots:
-        print(f"\nstudent beside teacher: {beside(found, names, folder / 'comparison.jpg')}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Pillow.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION) in TURNED
+            is_jpeg = image.format in ("JPEG", "MPO")
+            turned = is_jpeg and image.getexif().get(ORIENTATION) in TURNED
+            # whether other formats are turned depends on the version of OpenCV
+            unsure = not is_jpeg and ("exif" in image.info or image.format == "TIFF")
             _check_whole(image, Path(path))
     except FileNotFoundError:
         raise BadImage("no such file") from None
@@ -75,6 +78,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return _decoded_size(path)  # OpenCV may know better
     except Exception as error:  # Pillow's plugins raise whatever their format runs into
         raise BadImage(f"corrupt image: {error}") from error
+    if unsure:
+        return _decoded_size(path)
     return (width, height) if turned else (height, width)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from models.summary import count_parameters, gflops
 from utils.files import megabytes, write_text
-from utils.metrics import Evaluation
+from utils.metrics import Evaluation, agreement
 from utils.pictures import Panel, read, sheet
 
 if TYPE_CHECKING:
@@ -74,6 +74,30 @@ def contender(
 def write_metrics(path: Path | str, contenders: Sequence[Contender]) -> Path:
     """metrics.json: a list with one entry for each weights file evaluated."""
     return write_text(path, json.dumps([one.to_json() for one in contenders], indent=2, allow_nan=False) + "\n")
+
+
+def conclude(
+    contenders: Sequence[Contender],
+    found: Mapping[str, Sequence[Found]],
+    names: Sequence[str],
+    folder: Path,
+    *,
+    picture: bool = True,
+    all_classes: bool = False,
+) -> str:
+    """Writes metrics.json, comparison.txt and comparison.jpg into the folder; returns the table and where they are.
+
+    Args:
+        found: role -> what that model found in the same images, in the same order; empty leaves the agreement and the
+            picture out.
+    """
+    student, teacher = ([one.found for one in found.get(role, ())] for role in ("student", "teacher"))
+    text = table(contenders, agreement(student, teacher, conf=SURE) if student and teacher else None, all_classes)
+    write_text(folder / "comparison.txt", f"{text}\n")
+    lines = [text, "", f"results: {folder}", f"scores of each: {write_metrics(folder / 'metrics.json', contenders)}"]
+    if picture and any(found.values()):
+        lines.append(f"student beside teacher: {beside(found, names, folder / 'comparison.jpg')}")
+    return "\n".join(lines)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

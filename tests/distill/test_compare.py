@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distill.compare import Contender, beside, class_table, table, write_metrics
+from distill.compare import Contender, beside, class_table, conclude, table, write_metrics
 from utils.metrics import ClassResult, Evaluation
 from utils.pictures import read, save
 
@@ -116,3 +116,23 @@ def test_picture_has_a_column_for_truth_and_each_model_and_rows_with_objects(tmp
     height, width = read(path).shape[:2]
     assert width == pytest.approx(3 * 480, abs=30)
     assert height == pytest.approx(2 * 360, abs=60)  # the image without objects is not shown
+
+
+def test_conclusion_is_on_disk_and_returned(tmp_path: Path) -> None:
+    image = save(np.full((60, 80, 3), 90, dtype=np.uint8), tmp_path / "image.png")
+    boxes = np.array([[10, 10, 50, 50, 0.9, 0], [60, 10, 75, 50, 0.8, 0]], np.float32)
+    labels = np.array([[0, 10, 10, 50, 50]], np.float32)
+    found = {
+        "student": [SimpleNamespace(path=str(image), found=boxes[:1], labels=labels)],
+        "teacher": [SimpleNamespace(path=str(image), found=boxes, labels=labels)],
+    }
+    pair = [scored("student", 0.5), scored("teacher", 0.9)]
+    text = conclude(pair, found, ["x"], tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"metrics.json", "comparison.txt", "comparison.jpg"}
+    assert (tmp_path / "run" / "comparison.txt").read_text().strip() in text
+    assert "share 66.7% of their boxes" in text  # one pair of three boxes
+    assert all(str(tmp_path / "run" / name) in text for name in ("metrics.json", "comparison.jpg"))
+
+    bare = conclude(pair, {"student": (), "teacher": ()}, ["x"], tmp_path / "bare")
+    assert "of their boxes" not in bare
+    assert not (tmp_path / "bare" / "comparison.jpg").exists()
