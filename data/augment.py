@@ -57,6 +57,7 @@ def copy_paste(picture: Picture, probability: float, rng: Generator) -> Picture:
     count = len(picture.boxes)
     chosen = rng.permutation(count)[: round(probability * count)]
     mirrored = flip_left_right(picture)
+    outlines = np.split(_mirrored(picture.polygons, (-1, 1), (picture.size[1], 0)).points, picture.polygons.starts[1:])
     mask = np.zeros(picture.size, dtype=np.uint8)
     boxes, pasted = picture.boxes, []
     for index in chosen:
@@ -64,8 +65,7 @@ def copy_paste(picture: Picture, probability: float, rng: Generator) -> Picture:
         if (_covered(boxes, box) < 0.3).all():
             pasted.append(index)
             boxes = np.concatenate((boxes, box[None]))
-            outline = mirrored.take(np.array([index])).polygons
-            cv2.fillPoly(mask, [np.round(outline.points).astype(np.int32)], 1)
+            cv2.fillPoly(mask, [np.round(outlines[index]).astype(np.int32)], 1)
     if not pasted:
         return picture
     image = np.where(mask[..., None] > 0, mirrored.image, picture.image)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import copy_paste, flip_left_right, flip_up_down, hsv, mixup, mosaic
-from data.geometry import frame_of, letterbox, letterbox_picture, random_affine
+from data.geometry import fitted_size, frame_of, letterbox, letterbox_picture, random_affine, resize
 from data.labels import Labels
 from data.picture import Image, Picture, Polygons, Size
 from data.sampler import Key
@@ -144,6 +144,13 @@ def boxes_in_pixels(rows: NDArray[np.float32], loaded: Loaded) -> NDArray[np.flo
     height, width = loaded.image.shape[:2]
     centre, half = rows[:, 1:3], rows[:, 3:5] / 2
     return np.concatenate((centre - half, centre + half), axis=1) * np.array((width, height) * 2, dtype=np.float32)
+
+
+def prepare(image: Image, size: Size) -> tuple[Tensor, Frame]:
+    """Any BGR image as evaluation sees it: (3, height, width) uint8 RGB of `size`, and where it lies in it."""
+    original = (image.shape[0], image.shape[1])
+    padded, placement = letterbox(resize(image, fitted_size(original, size), smooth=True), size, enlarge=False)
+    return to_tensor(padded), frame_of(original, placement)
 
 
 def to_tensor(image: Image) -> Tensor:

@@ -85,7 +85,7 @@ def _draw_all(settings: DrawSettings, folder: Path) -> None:
     jobs = [(split, index) for split, count in splits.items() for index in range(count)]
     cores = min(8, os.cpu_count() or 1)
     if "fork" in get_all_start_methods():
-        one_core = {"initializer": cv2.setNumThreads, "initargs": (0,)}
+        one_core: Any = {"initializer": cv2.setNumThreads, "initargs": (0,)}
         pool: Any = ProcessPoolExecutor(cores, mp_context=get_context("fork"), **one_core)
     else:
         pool = ThreadPoolExecutor(cores)

@@ -192,7 +192,7 @@ def visible_boxes(polygons: Polygons, size: Size) -> Floats:
     limits = np.array((size[1], size[0]), dtype=np.float64)
     enter, leave = _cut(points, ends - points, limits)
     seen = (enter <= leave)[:, None]
-    first, last = points + enter[:, None] * (ends - points), points + leave[:, None] * (ends - points)
+    first, last = (points + np.clip(t, 0, 1)[:, None] * (ends - points) for t in (enter, leave))
     low = np.minimum.reduceat(np.where(seen, np.minimum(first, last), np.inf), starts)
     high = np.maximum.reduceat(np.where(seen, np.maximum(first, last), -np.inf), starts)
     corners = limits * np.array(((0, 0), (1, 0), (0, 1), (1, 1)))

@@ -178,6 +178,8 @@ def eval_loader(
 
 
 def _labels(spec: DataSpec, split: str, single_class: bool) -> Labels:
+    # before its first picture: a worker forked while OpenCV's own threads hold a lock waits for it for ever
+    cv2.setNumThreads(0)
     images = spec.images(split)
     num_classes = None if single_class else spec.num_classes
     labels = read_labels(images, num_classes, " ".join(spec.sources(split)), split)

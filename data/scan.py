@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.images import BadImage, image_size
@@ -41,8 +42,8 @@ def scan(images: Sequence[str], num_classes: int | None, where: str) -> Scanned:
     """Checks all files; see `data.labels` for what is kept."""
     check = partial(check_one, num_classes=num_classes)
     with _mapper(len(images)) as mapper:
-        checked = tqdm(mapper(check, images), desc=f"{where}: checking", total=len(images), disable=not is_main())
-        return _collect(checked)
+        bar = tqdm(mapper(check, images), f"{where}: checking", len(images), delay=1, disable=not is_main())
+        return _collect(bar)
 
 
 def check_one(image: str, num_classes: int | None) -> Checked:
@@ -64,7 +65,9 @@ def check_one(image: str, num_classes: int | None) -> Checked:
 
 def _collect(checked: Iterable[Checked]) -> Scanned:
     """Joins what was found into flat arrays."""
-    kept, shapes, rows, polygons, problems, duplicates = [], [], [], [], [], 0
+    kept, shapes, rows, duplicates = [], [], [], 0
+    polygons: list[NDArray[np.float32]] = []
+    problems: list[Problem] = []
     for index, one in enumerate(checked):
         problems.extend(one.problems)
         if one.shape is None:
@@ -86,7 +89,7 @@ def _collect(checked: Iterable[Checked]) -> Scanned:
     )
 
 
-def _offsets(lengths: list[int]) -> np.ndarray:
+def _offsets(lengths: list[int]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64)
 
 

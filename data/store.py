@@ -56,8 +56,8 @@ class ImageStore:
         self.size = size
         self.smooth = smooth
         self.on_disk = cache == "disk" and self._disk_suffices(where)
-        self._pixels: NDArray[np.uint8] | None = None
-        self._offsets: NDArray[np.int64] | None = None
+        self._pixels = np.empty(0, dtype=np.uint8)  # of all images, one after the other
+        self._offsets = np.zeros(1, dtype=np.int64)  # (n + 1,) where an image begins
         self._filled = np.zeros(len(paths), dtype=np.bool_)
         if cache == "ram" or not cache:
             self._fill(where, asked=cache == "ram")
@@ -98,8 +98,10 @@ class ImageStore:
         self._pixels, self._offsets = np.empty(total, dtype=np.uint8), offsets
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             done = pool.map(self._fill_one, range(len(self.paths)))
-            bar = tqdm(done, f"{where}: loading {total / 1e6:.0f} MB", len(self.paths), disable=not is_main())
+            title = f"{where}: loading {total / 1e6:.0f} MB"
+            bar = tqdm(done, title, len(self.paths), delay=1, disable=not is_main())
             self._filled = np.fromiter(bar, dtype=np.bool_, count=len(self.paths))
+        log.info("%s: images are kept in memory, %.0f MB", where, total / 1e6)
 
     def _fill_one(self, index: int) -> bool:
         loaded = self._read(index)

@@ -48,3 +48,15 @@ def make_data(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[...,
         return file
 
     return make
+
+
+@pytest.fixture
+def bccd(tmp_path: Path, shared: Path) -> Path:
+    """The YAML file of the real photographs of BCCD, through links, so that caches stay in the test's folder."""
+    source, folder = shared / "data/bccd", tmp_path / "bccd"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+        for split in ("train", "val", "test"):
+            (folder / kind / split).symlink_to(source / kind / split, target_is_directory=True)
+    (folder / "data.yaml").write_text((source / "data.yaml").read_text())
+    return folder / "data.yaml"

@@ -14,6 +14,7 @@ from data.label_file import parse
 from data.labels import read_labels, require_boxes
 from data.packed import PackedStrings
 from data.scan import label_path
+from data.spec import SPLITS, read_data
 from utils.errors import UserError
 
 
@@ -295,10 +296,6 @@ def test_labels_are_a_handful_of_objects_however_many_images(folder):
     assert not any(isinstance(value, list) for value in vars(labels).values())
 
 
-def test_real_labels_are_complete(shared):
-    folder = shared / "data/bccd"
-    total = 0
-    for split in ("train", "val", "test"):
-        paths = sorted(map(str, (folder / "images" / split).glob("*.jpg")))
-        total += len(read_labels(paths, 3, split, split).rows)
-    assert total == 4886
+def test_real_labels_are_complete(bccd):
+    spec = read_data(bccd)
+    assert sum(len(read_labels(spec.images(split), 3, split, split).rows) for split in SPLITS) == 4886
