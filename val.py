@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.options import ValOptions, val_options
-from utils.errors import exits_cleanly
+from utils.errors import UserError, exits_cleanly
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +57,11 @@ def validate(options: ValOptions) -> list[Contender]:
 
     device = choose_device(options.device)
     data = read_data(options.data)
-    if options.single_cls and data.num_classes != 1:
-        data = replace(data, num_classes=1, names=("item",))
+    if options.single_cls:
+        data = data.as_single_class()
     candidates = load(options, device)
+    if not options.single_cls:  # then whatever is found counts
+        refuse_strangers(candidates, data)
     evaluator = build_evaluator(options, data, device, stride=max(one.model.stride for one in candidates))
     folder = run_folder(options.project, options.name, options.exist_ok)
     print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
@@ -108,6 +109,17 @@ def load(options: ValOptions, device: torch.device) -> list[Candidate]:
             logging.warning("%s: %s", path, transfer.line())
         candidates.append(Candidate(role, path, model.to(device)))
     return candidates
+
+
+def refuse_strangers(candidates: Sequence[Candidate], data: DataSpec) -> None:
+    """Raises UserError for weights that know none of the data's classes, before anything is scored or written."""
+    from engine import classes
+
+    for _, weights, model in candidates:
+        try:
+            classes.refuse_strangers(model.names, model.named, data.names)
+        except UserError as error:
+            raise UserError(f"{weights}: {error}") from error
 
 
 def build_evaluator(options: ValOptions, data: DataSpec, device: torch.device, stride: int) -> Evaluator:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -85,7 +85,7 @@ class Labels:
         """The same boxes, all of class 0."""
         rows = self.rows.copy()
         rows[:, 0] = 0
-        return _replace(self, rows=rows)
+        return replace(self, rows=rows)
 
     def report(self) -> str:
         """Everything that was skipped, a line each."""
@@ -163,10 +163,3 @@ def _tell(labels: Labels, where: str) -> None:
             "\n".join(f"  {problem}" for problem in labels.problems[:SHOWN]),
             f"{os.linesep}  ... and {more} more" if more > 0 else "",
         )
-
-
-def _replace(labels: Labels, rows: NDArray[np.float32]) -> Labels:
-    return Labels(
-        labels.paths, labels.shapes, rows, labels.offsets, labels.points, labels.point_offsets, labels.problems,
-        labels.counts,
-    )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class DataSpec:
     names: tuple[str, ...]
     source: Path  # the YAML file
     named: bool = True  # False: the file gives no names, `names` are made up
+
+    def as_single_class(self) -> DataSpec:
+        """The same images; what is in them is an "item", where it had several classes."""
+        return self if self.num_classes == 1 else replace(self, num_classes=1, names=("item",), named=False)
 
     def sources(self, split: str) -> tuple[str, ...]:
         """The sources of 'train', 'val' or 'test'; UserError where the file has none."""

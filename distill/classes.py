@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from utils.classes import listed, same_classes
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
-
-LONGEST_LIST = 10  # class names in one line of the log
 
 
 class ClassMap(NamedTuple):
@@ -43,8 +41,6 @@ def match_classes(
 ) -> ClassMap:
     """Classes by name; by index where a side has no names and the counts are equal.
 
-    Names are equal without regard to case, spaces, hyphens and underscores.
-
     Args:
         student, teacher: the names, None where they are not known (numbers made up in their place do not count).
 
@@ -53,16 +49,14 @@ def match_classes(
     """
     if student is None or teacher is None:
         return _by_index(student, teacher, num_student, num_teacher)
-    exact = {name: index for index, name in reversed(list(enumerate(teacher)))}
-    loose = {_plain(name): index for index, name in reversed(list(enumerate(teacher)))}
-    found = {index: exact.get(name, loose.get(_plain(name))) for index, name in enumerate(student)}
-    shared = {own: other for own, other in found.items() if other is not None}
+    shared = same_classes(student, teacher)
     if not shared:
         raise UserError(
-            f"no class of the teacher ({_listed(teacher)}) is one of the student's ({_listed(student)}); "
+            f"no class of the teacher ({listed(teacher)}) is one of the student's ({listed(student)}); "
             "use features only (--d_feature with outputs: {} in the hyp file), or name the same things alike"
         )
-    classes = ClassMap(tuple(shared), tuple(shared.values()), num_student, num_teacher)
+    own, others = zip(*shared, strict=True)
+    classes = ClassMap(own, others, num_student, num_teacher)
     _report(classes, student)
     return classes
 
@@ -90,14 +84,5 @@ def _report(classes: ClassMap, names: Sequence[str]) -> None:
         "%d of %d teacher classes are the student's%s",
         len(set(classes.teacher)),
         classes.num_teacher,
-        f"; not taught: {_listed(untaught)}" if untaught else "",
+        f"; not taught: {listed(untaught)}" if untaught else "",
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - LONGEST_LIST
-    return ", ".join(names[:LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 Methods = Mapping[str, Mapping[str, Any]]  # name of a loss -> its options
 
 # what a hyp file that does not say otherwise gets
-DEFAULT_OUTPUTS: Methods = MappingProxyType({"objectness_scaled": {"weight": 1.0}})
-DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 1.0}})
+DEFAULT_OUTPUTS: Methods = MappingProxyType({"objectness_scaled": {"weight": 10.0}})
+DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 0.1}})
 
 
 class DistillationTask(nn.Module):

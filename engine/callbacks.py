@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,6 @@ class Outcome:
     epochs_run: int
     seconds: float
     stopped_early: bool = False
-    extras: dict[str, float] = field(default_factory=dict)
 
 
 class Callback:

@@ -14,15 +14,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from models.weights import FORMAT, VERSION
 from models.yolo import Model
 from utils.files import write_atomically
 
-FORMAT, VERSION = "yolo-distill", 1
+if TYPE_CHECKING:
+    from engine.callbacks import EpochRecord
+    from engine.plan import Plan
+
+
+def save_epoch(
+    folder: Path, average: Model, record: EpochRecord, plan: Plan, training: Mapping[str, Any] | None
+) -> None:
+    """last.pt; best.pt where this epoch is the best; every `save_period` epochs one more, that stays.
+
+    Args:
+        training: what resume needs; None at the end of a run, where last.pt too becomes the float16 average alone.
+    """
+    metrics = {key: value for key, value in record.row().items() if key.startswith("metrics/")}
+    common: dict[str, Any] = {"options": plan.options or {}, "hyp": plan.hyp or {}, "metrics": metrics}
+    if record.best or not plan.save or not (folder / "best.pt").exists():  # one of an earlier run may lie there
+        save(folder / "best.pt", average, half=True, **common)
+    save(folder / "last.pt", average, half=training is None, training=training, **common)
+    if plan.save_period > 0 and (record.epoch + 1) % plan.save_period == 0:
+        save(folder / f"epoch{record.epoch}.pt", average, half=True, **common)
 
 
 def save(

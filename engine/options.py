@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from engine.command_line import parse, spelling
 from utils.config import from_mapping, read_yaml, to_mapping, write_mapping
 from utils.errors import UserError
+from utils.files import ROOT
 from utils.hyp import DEFAULT, Hyp, read_hyp
 
 # what runs where the user names neither a model nor data; one flag of theirs replaces one entry
@@ -28,10 +29,11 @@ DEMO: Mapping[str, Any] = MappingProxyType(
         "data": "demo.yaml",
         "hyp": "hyp/demo.yaml",
         "imgsz": (192, 192),
-        "epochs": 12,
-        "batch_size": 16,
+        "epochs": 16,
+        "batch_size": 8,
+        "val_period": 4,
         "name": "demo",
-        "t_weights": "weights/demo-teacher.pt",
+        "t_weights": str(ROOT / "weights" / "demo-teacher.pt"),
         "d_feature": True,
         "baseline": False,
     }
@@ -85,7 +87,6 @@ class Options(_Record):
     cfg: str = ""
     hyp: str = DEFAULT
     epochs: int = 100
-    single_cls: bool = False
     rect: bool = False
     multi_scale: bool = False
     quad: bool = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import subprocess
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ import torch
 import yaml
 from torch import nn
 
-from data.anchors import check_anchors, kmeans_anchors
 from data.loader import eval_loader, train_loader
 from data.spec import DataSpec, read_data
+from engine.anchors import fit_anchors
 from engine.callbacks import Callback, Outcome
 from engine.evaluator import Evaluator, Report
 from engine.loggers.console import Console
@@ -26,23 +27,23 @@ from engine.loggers.figures import Figures
 from engine.loggers.table import CsvTable
 from engine.loggers.tensorboard import TensorBoard
 from engine.optim import Timetable, build_optimizer, choose, decay_scale
-from engine.options import Options, options_from_file, recipe, resumed
+from engine.options import Options, ValOptions, options_from_file, recipe, resumed
+from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
-from engine.trainer import Plan, Trainer
+from engine.runs import environment, find_run
+from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
 from utils import dist
 from utils.errors import UserError
-from utils.files import ROOT, run_folder, write_text
+from utils.files import run_folder, write_text
 from utils.hyp import Hyp, hyp_to_dict, write_hyp
 from utils.reproduce import seed_everything
 
 log = logging.getLogger(__name__)
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-
-ANCHOR_RECALL = 0.98  # below this share of reachable boxes, anchors are estimated from the labels
 
 
 @dataclass
@@ -59,7 +60,12 @@ class Session(Generic[OptionsT]):
     image_size: tuple[int, int] = (0, 0)
     loader: Any = None
     evaluator: Evaluator | None = None
-    anchors: Any = None  # (L, A, 2) pixels: what every student of this run gets, once decided
+    anchors: list[list[float]] | None = None  # rows of pixels: what every student of this run gets, once decided
+    begun: bool = False  # something was trained: the folder is worth keeping
+
+    def continues(self, folder: Path | None = None) -> bool:
+        """Whether what is trained in this folder (of the run, or of its baseline) was begun before."""
+        return self.resuming and ((folder or self.folder) / "weights" / "last.pt").exists()
 
     # -- stages, in the order in which a script calls them -------------------------------------------------------------
 
@@ -69,17 +75,15 @@ class Session(Generic[OptionsT]):
         When resuming, it is built from the run's own last.pt, anchors included.
         """
         seed_everything(self.options.seed)
-        last = (folder or self.folder) / "weights" / "last.pt"
-        if self.resuming and last.exists():
-            model, _ = load_model(str(last))
+        if self.continues(folder):
+            model, _ = load_model(str((folder or self.folder) / "weights" / "last.pt"))
         else:
-            anchors = self.anchors if self.anchors is not None else self.hyp.anchors
             model, report = load_model(
                 self.options.weights,
                 self.options.cfg or None,
                 num_classes=self.data.num_classes,
-                names=self.data.names,
-                anchors=anchors,
+                names=self.data.names if self.data.named else None,
+                anchors=self.hyp.anchors if self.anchors is None else self.anchors,
                 anchors_from_cfg=True,
             )
             if report is not None:
@@ -91,6 +95,10 @@ class Session(Generic[OptionsT]):
         """Loaders and evaluator, with image sides rounded up to multiples of `stride`."""
         options, world = self.options, dist.world_size()
         self.image_size = rounded_size(options.imgsz, stride)
+        if max(self.image_size) == stride:
+            raise UserError(
+                f"--imgsz {stride} leaves the coarsest map a single cell; train with at least {2 * stride}"
+            )
         if options.batch_size % world:
             raise UserError(
                 f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
@@ -118,37 +126,18 @@ class Session(Generic[OptionsT]):
             )
         if dist.is_main():
             half = self.device.type == "cuda" and self.precision is not None
-            validation = eval_loader(self.data, "val", batch_size=2 * options.batch_size // world, **common)
+            # batches of val.py's size: how rectangular batches are padded, and so the scores, depend on it
+            validation = eval_loader(self.data, "val", batch_size=ValOptions.batch_size, **common)
             self.evaluator = Evaluator(
                 validation, self.device, half=half, single_class=options.single_cls, names=self.data.names
             )
 
     def fit_anchors(self, model: Model) -> None:
-        """Estimates anchors from the labels where the model's reach too few of them, or none are given by shape."""
-        head: Any = model.head
-        hyp = self.hyp
-        asked = isinstance(hyp.anchors, (int, float)) and self.anchors is None
-        if self.resuming or (self.options.noautoanchor and not asked):
+        """Checks the anchors of a student against the labels; what is estimated instead, later students get too."""
+        if self.continues() or (self.options.noautoanchor and not model.head.provisional):
             return
-        shapes, labels = self.loader.dataset.shapes, self.loader.dataset.labels
-        check = check_anchors(labels, shapes, head.anchors_px.cpu().numpy(), self.image_size, hyp.anchor_t)
-        log.info(
-            "anchors: %.2f of %.4f best possible recall, %.2f anchors a box above the threshold",
-            *(check.recall, 1.0, check.anchors_above_threshold),
-        )
-        if check.recall >= ANCHOR_RECALL and not asked:
-            return
-        count = head.num_levels * head.num_anchors
-        found = kmeans_anchors(labels, shapes, count, self.image_size, hyp.anchor_t, seed=self.options.seed)
-        found = found.reshape(head.num_levels, head.num_anchors, 2)
-        better = check_anchors(labels, shapes, found, self.image_size, hyp.anchor_t)
-        if better.recall <= check.recall and not asked:
-            log.info("anchors: k-means found none better; kept")
-            return
-        head.set_anchors_px(torch.as_tensor(found, dtype=torch.float32))
-        log.info(
-            "anchors: estimated from the labels, best possible recall %.4f: %s", better.recall, found.round().tolist()
-        )
+        if fit_anchors(model.head, self.loader.dataset, self.image_size, self.hyp.anchor_t, self.options.seed):
+            self.anchors = model.head.anchors_px.flatten(1).tolist()
 
     def criterion(self, model: Model) -> AnchorLoss:
         head: Any = model.head
@@ -166,21 +155,24 @@ class Session(Generic[OptionsT]):
         optimizer = build_optimizer(task, chosen, decays)
         plan = self.plan(folder, Timetable(chosen, self.hyp, options.lr_decay, options.batch_size))
         watchers = self.watchers(folder) + callbacks if dist.is_main() else ()
+        seed_everything(options.seed)  # whatever was done before, such as a baseline, leaves no trace in this training
         trainer = Trainer(task, optimizer, self.loader, self.evaluator, plan, watchers)
-        last = folder / "weights" / "last.pt"
-        if self.resuming and last.exists():
+        if self.continues(folder):
+            last = folder / "weights" / "last.pt"
             saved = read_checkpoint(last)
             if saved.training is None:
                 log.info("%s is complete: nothing to resume", last)
                 return Outcome(folder, folder / "weights" / "best.pt", last, -1, -1.0, 0, 0.0)
             trainer.resume(saved.state, saved.training)
             log.info("resuming %s at epoch %d of %d", last, trainer.start_epoch + 1, options.epochs)
+        log.info("results go to %s", folder)
+        self.begun = True
         return trainer.fit()
 
-    def score(self, weights: Path) -> tuple[Model, Report]:
+    def score(self, weights: Path, cfg: str = "") -> tuple[Model, Report]:
         """The model of a weights file, and what it scores on val: fused, in float32, with its detections. Rank 0."""
         assert self.evaluator is not None, "rank 0 alone has an evaluator"
-        model, _ = load_model(str(weights))
+        model, _ = load_model(str(weights), cfg or None)
         log.info("scoring %s", weights)
         evaluator = copy.copy(self.evaluator)
         evaluator.fuse, evaluator.collect, evaluator.precision = True, True, None
@@ -242,8 +234,7 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
         hyp = recipe(options)
         with dist.main_first():
             data = read_data(options.data)
-        if options.single_cls and data.num_classes != 1:
-            data = replace(data, num_classes=1, names=("item",))
+        data = data.as_single_class() if options.single_cls else data
         made = resumed_folder or (
             run_folder(options.project, options.name, options.exist_ok) if dist.is_main() else None
         )
@@ -252,46 +243,27 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
             options.save(folder / "opt.yaml")
             write_hyp(folder / "hyp.yaml", hyp)
             write_text(folder / "environment.yaml", yaml.safe_dump(environment(device), sort_keys=False))
-        log.info("results go to %s", folder)
-        yield Session(options, hyp, data, device, precision, folder, resumed_folder is not None)
+        session = Session(options, hyp, data, device, precision, folder, resumed_folder is not None)
+        with _tidy(session):
+            yield session
     finally:
         dist.stop()
 
 
-def find_run(resume: str, project: str) -> Path:
-    """The run folder that --resume means: of the newest last.pt under the project, or of a path in or to it."""
-    if not resume:
-        found = sorted(Path(project).glob("**/weights/last.pt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"--resume: no weights/last.pt under {project}; name a run folder or its last.pt")
-        resume = str(found[-1])
-    path = Path(resume)
-    if not path.exists():
-        raise UserError(f"--resume {resume}: no such file or folder; expected a run folder or its weights/last.pt")
-    for folder in (path, *path.parents[:3]):  # the last of them: project/name/baseline/weights/last.pt
-        if (folder / "opt.yaml").is_file():
-            return folder
-    raise UserError(f"--resume {resume}: no opt.yaml beside it; --resume continues a run folder of this repository")
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What a run needs to be repeated, beside its options."""
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
-            return done.stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return "unknown"
-
-    return {
-        "command": " ".join(sys.argv),
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
-        "python": sys.version.split()[0],
-        "torch": str(torch.__version__),
-        "device": describe(device, None),
-    }
+@contextmanager
+def _tidy(session: Session[OptionsT]) -> Iterator[None]:
+    """Where a mistake or Ctrl-C ends a run: no folder stays if nothing was trained; else it is said how to go on."""
+    folder, options = session.folder, session.options
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as reason:
+        if not dist.is_main():
+            raise
+        if not (session.begun or session.resuming or options.exist_ok):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(reason, KeyboardInterrupt) and any(folder.glob("**/weights/last.pt")):
+            log.info("to go on: python %s --resume %s", Path(sys.argv[0]).name, shlex.quote(str(folder)))
+        raise
 
 
 def rounded_size(sides: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -307,7 +279,7 @@ def freeze(model: Model, layers: tuple[int, ...]) -> None:
     """Keeps these layers as they are."""
     count = len(model.model)
     if any(layer >= count for layer in layers):
-        raise UserError(f"--freeze: the model has layers 0 to {count - 1}, got {max(layers)}")
+        raise UserError(f"--freeze: layer {max(layers)} is to be frozen, but the model has layers 0 to {count - 1}")
     for layer in layers:
         model.model[layer].requires_grad_(False)
     if layers:

@@ -21,7 +21,7 @@ from engine import checkpoint
 from engine.callbacks import Callback, EpochRecord, Outcome
 from engine.ema import ModelEma
 from engine.evaluator import Evaluator
-from engine.optim import Timetable
+from engine.plan import Plan
 from engine.precision import autocast
 from utils import dist
 from utils.errors import UserError
@@ -30,31 +30,6 @@ from utils.reproduce import sample_rng
 from utils.types import Batch, Progress
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the loop needs to know of a run."""
-
-    folder: Path
-    epochs: int
-    device: torch.device
-    precision: torch.dtype | None  # autocast format, None for float32
-    timetable: Timetable
-    stride: int
-    seed: int = 0
-    patience: int = 100  # epochs without a better fitness before stopping, 0 = never
-    val_period: int = 1  # epochs between validations; the last epoch is always validated
-    validate: bool = True
-    save: bool = True  # False: only the final epoch is saved
-    save_period: int = 0
-    close_mosaic: int = 0  # the last N epochs train without mosaic and mixup
-    multi_scale: bool = False  # every batch is resized by a factor in [0.5, 1.5]
-    quad: bool = False
-    image_weights: bool = False
-    clip_gradient: float = 10.0
-    options: Mapping[str, Any] | None = None  # stored in checkpoints
-    hyp: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -134,7 +109,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> EpochRecord:
         started = time.perf_counter()
-        steps, rates = len(self.loader), {}
+        steps = len(self.loader)
         mosaic = epoch < self.plan.epochs - self.plan.close_mosaic
         if self.plan.image_weights:
             self._weigh_images()
@@ -159,12 +134,13 @@ class Trainer:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
             if not bar.disable:
-                bar.set_postfix_str("  ".join(f"{name} {value / (step + 1):.4g}" for name, value in sums.items()), False)
+                means = {name: value / (step + 1) for name, value in sums.items()}
+                bar.set_postfix_str("  ".join(f"{name} {value:.4g}" for name, value in means.items()), False)
             self._tell("on_step_end", progress, batch, terms)
 
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         dist.broadcast_buffers(self.task)
-        means = dist.mean(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.plan.device)) / steps
+        over_ranks = dist.mean(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.plan.device)) / steps
         report, score = self._validate(epoch)
         best = score is not None and score > self.best.fitness
         if best and score is not None:
@@ -172,7 +148,7 @@ class Trainer:
         return EpochRecord(
             epoch=epoch,
             epochs=self.plan.epochs,
-            terms=dict(zip(sums, means.tolist(), strict=True)),
+            terms=dict(zip(sums, over_ranks.tolist(), strict=True)),
             report=report,
             learning_rates=rates,
             fitness=score,
@@ -200,7 +176,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in values.values()):
             listed = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
             raise UserError(
-                f"loss is not finite at epoch {progress.epoch}, step {progress.step}: {listed}. "
+                f"loss is not finite at epoch {progress.epoch + 1}, step {progress.step + 1}: {listed}. "
                 "Lower lr0, or check the labels"
             )
         return values
@@ -218,7 +194,8 @@ class Trainer:
         """The batch at a random size, a multiple of the stride; chance depends on (seed, epoch, step)."""
         rng = sample_rng(self.plan.seed, progress.epoch, progress.step)
         factor, stride = rng.uniform(0.5, 1.5), self.plan.stride
-        size = [max(stride, round(side * factor / stride) * stride) for side in batch.images.shape[2:]]
+        # not below two strides: in a map of a single cell, BatchNorm has nothing to average over
+        size = [max(2, round(side * factor / stride)) * stride for side in batch.images.shape[2:]]
         return batch._replace(images=F.interpolate(batch.images, size=size, mode="bilinear", align_corners=False))
 
     # -- validation, saving, resuming ----------------------------------------------------------------------------------
@@ -234,7 +211,9 @@ class Trainer:
             report = self.evaluator(self.ema.model, criterion=self.task.criterion)
             value = fitness(report.evaluation)
             if plan.image_weights:
-                self.class_maps = torch.tensor([result.map for result in report.evaluation.per_class])
+                self.class_maps = torch.zeros(self.task.model.num_classes)
+                for result in report.evaluation.per_class:  # of the classes that val shows
+                    self.class_maps[result.index] = result.map
         told = dist.from_main((value, self.class_maps) if dist.is_main() else None)
         value, self.class_maps = told  # type: ignore[misc]
         return report, value
@@ -243,23 +222,15 @@ class Trainer:
         waited = record.epoch - self.best.epoch
         if not self.validates or self.plan.patience <= 0 or self.best.epoch < 0 or waited < self.plan.patience:
             return False
-        log.info("stopping early: no better fitness in the last %d epochs; best was epoch %d", waited, self.best.epoch)
+        best = self.best.epoch + 1
+        log.info("stopping early: no better fitness in the last %d epochs; best was epoch %d", waited, best)
         return True
 
     def _save(self, record: EpochRecord, final: bool) -> None:
-        """last.pt every epoch, best.pt when it is; at the end both hold the float16 average alone."""
-        if not dist.is_main() or not (self.plan.save or final):
-            return
-        metrics = {key: value for key, value in record.row().items() if key.startswith("metrics/")}
-        common: dict[str, Any] = {"options": self.plan.options or {}, "hyp": self.plan.hyp or {}, "metrics": metrics}
-        if record.best or not (self.weights / "best.pt").exists():
-            checkpoint.save(self.weights / "best.pt", self.ema.model, half=True, **common)
-        training = None if final else self.training_state(record.epoch + 1)
-        last = self.weights / "last.pt"
-        checkpoint.save(last, self.ema.model, half=final, training=training, **common)
-        if self.plan.save_period > 0 and (record.epoch + 1) % self.plan.save_period == 0:
-            path = self.weights / f"epoch{record.epoch}.pt"
-            checkpoint.save(path, self.ema.model, half=True, **common)
+        """Rank 0 writes the epoch's files; nothing but the final ones with --nosave."""
+        if dist.is_main() and (self.plan.save or final):
+            training = None if final else self.training_state(record.epoch + 1)
+            checkpoint.save_epoch(self.weights, self.ema.model, record, self.plan, training)
 
     def training_state(self, next_epoch: int) -> dict[str, Any]:
         """Everything that resume needs beside the average; plain data."""
@@ -292,9 +263,9 @@ class Trainer:
     # -- small things --------------------------------------------------------------------------------------------------
 
     def _weigh_images(self) -> None:
-        """Images of classes that score badly are drawn more often (needs one validation)."""
-        if self.class_maps is not None:
-            self.loader.set_image_weights((1 - self.class_maps).square().numpy())
+        """Images of classes that score badly are drawn more often; before the first validation all score 0."""
+        maps = torch.zeros(self.task.model.num_classes) if self.class_maps is None else self.class_maps
+        self.loader.set_image_weights((1 - maps).square().numpy())
 
     def _bar(self, epoch: int, steps: int) -> Any:
         batches: Iterable[Batch] = self.loader

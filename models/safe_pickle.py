@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -116,7 +117,9 @@ def _read_zip(path: Path) -> Any:
 def _read_old(path: Path) -> Any:
     """Files of torch before 1.6: plain data is read; stand-ins can't be had there."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickle protocols that torch does not write: the errors below say more
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
@@ -144,7 +147,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    silent = isinstance(error, LookupError) or not str(error)  # a key that the parser looked up in vain says nothing
+    reason = type(error).__name__ if silent else str(error).splitlines()[0].split(". ")[0]
     if "torchscript" in reason.lower():
         return f"{path} is an exported TorchScript model; give the checkpoint that it was exported from"
     kind = "damaged or cut short" if zipfile.is_zipfile(path) or _is_cut_zip(path) else "not a weights file, or damaged"

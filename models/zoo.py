@@ -11,6 +11,7 @@ import torch
 
 from utils import dist
 from utils.errors import UserError, nearest
+from utils.files import ROOT
 
 PATIENCE = 3600.0  # seconds that other ranks wait for a download
 
@@ -19,15 +20,15 @@ log = logging.getLogger(__name__)
 
 class Release(NamedTuple):
     address: str
-    sha256: str | None = None  # its beginning; None where the publisher names none
+    sha256: str | None = None  # None where we do not know it from several who have the file; the publisher names none
 
 
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"  # GPL-3.0 / AGPL-3.0 of their authors
 
 RELEASES = {
-    "yolov5n.pt": Release(f"{_YOLOV5}/yolov5n.pt"),
-    "yolov5s.pt": Release(f"{_YOLOV5}/yolov5s.pt"),
-    "yolov5m.pt": Release(f"{_YOLOV5}/yolov5m.pt"),
+    "yolov5n.pt": Release(f"{_YOLOV5}/yolov5n.pt", "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3"),
+    "yolov5s.pt": Release(f"{_YOLOV5}/yolov5s.pt", "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee"),
+    "yolov5m.pt": Release(f"{_YOLOV5}/yolov5m.pt", "61d933360ba5a7733a36764996c800287d973889d875227f5beedd2473a97a56"),
     "yolov5l.pt": Release(f"{_YOLOV5}/yolov5l.pt"),
     "yolov5x.pt": Release(f"{_YOLOV5}/yolov5x.pt"),
     "yolov5n6.pt": Release(f"{_YOLOV5}/yolov5n6.pt"),
@@ -41,15 +42,19 @@ RELEASES = {
 def resolve_weights(name: str) -> Path:
     """An existing file, or the file of a published name (`yolov5s.pt`, also `weights/yolov5s.pt`), downloaded there.
 
+    A relative path is looked up in the working directory, then in this repository.
+
     Raises:
         UserError: no such file and no such name, or the download failed; it says where to put the file.
     """
     path = Path(name)
-    if path.exists():
-        return path
+    for place in (path, ROOT / path):
+        if place.exists():
+            return place
     release = RELEASES.get(path.name)
     if release is None:
-        raise UserError(f"no weights file {name}{nearest(path.name, RELEASES)}; downloaded: {', '.join(RELEASES)}")
+        hint = nearest(path.name, RELEASES) or ";"
+        raise UserError(f"no weights file {name}{hint} these are downloaded: {', '.join(RELEASES)}")
     if dist.local_rank() == 0:
         _download(release, path)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,34 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Real photographs and published checkpoints, which a user's clone does not have."""
+def shared() -> Iterator[Path]:
+    """Real photographs and published checkpoints, which a user's clone does not have; left as they were."""
     folder = ROOT.parent / "shared"
     if not (folder / "weights").is_dir():
         pytest.skip("../shared is absent: no real photographs and no published checkpoints to test with")
-    return folder
+    before = set(folder.rglob("*.cache.npz"))
+    yield folder
+    for cache in set(folder.rglob("*.cache.npz")) - before:
+        cache.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No font, no telemetry, no check for updates: everything runs offline. A test that asks for a host fails, even
+    if whoever asked bears the refusal."""
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def only_here(host: str | bytes | None, *rest: object, **more: object) -> list:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()):
+            asked.append(str(name))
+            raise socket.gaierror(socket.EAI_NONAME, "tests have no network")
+        return look_up(host, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    yield
+    assert not asked, f"asked for {', '.join(asked)}"
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.flags import FLAGS
@@ -102,6 +103,14 @@ def test_nothing_is_evaluated_and_nothing_unsafe_is_loaded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_numpy_is_there(name: str) -> None:
+    """`np.int`, `np.float` and their like went with NumPy 1.24 and 2."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "np":
+            assert hasattr(np, node.attr), f"{name}: line {node.lineno}: np.{node.attr}"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_star_import_and_no_global(name: str) -> None:
     for node in ast.walk(tree(name)):
         assert not isinstance(node, ast.Global), f"{name}: line {node.lineno}: hidden state"
@@ -176,6 +185,14 @@ print(json.dumps([state() == before, sorted(new)]))
 def test_scripts_read_their_options_before_importing_torch(script: str) -> None:
     loaded = python(f"import sys, {script}; print(*sys.modules)").split()
     assert not {"torch", "numpy", "cv2"} & set(loaded)
+
+
+def test_the_licence_of_published_weights_is_told() -> None:
+    """Ours is Apache-2.0; checkpoints of others keep theirs, and a user must hear of it."""
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    for name in ("README.md", "NOTICE"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "AGPL" in text and "weights" in text, name
 
 
 # -- recipes and command line -----------------------------------------------------------------------------------------

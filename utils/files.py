@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent  # of this repository
 
 
@@ -31,7 +33,11 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def run_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:
-    """Makes and returns project/name, or project/name2, name3 ... where it is taken."""
+    """Makes and returns project/name, or project/name2, name3 ... where it is taken.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
     folder = Path(project) / name
     number = 1
     while True:
@@ -41,6 +47,8 @@ def run_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:
         except FileExistsError:
             number += 1
             folder = Path(project) / f"{name}{number}"
+        except OSError as error:
+            raise UserError(f"--project {project}: no folder {folder} can be made ({error.strerror})") from error
 
 
 def megabytes(path: Path | str) -> float:

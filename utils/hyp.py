@@ -116,10 +116,6 @@ def distillation_keys(hyp: Hyp) -> tuple[str, ...]:
     return tuple(key for key in DISTILLATION_KEYS if getattr(hyp, key) != getattr(Hyp(), key))
 
 
-def has_distillation_keys(hyp: Hyp) -> bool:
-    return bool(distillation_keys(hyp))
-
-
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

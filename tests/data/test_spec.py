@@ -53,6 +53,14 @@ def test_without_names_classes_are_numbered_and_known_to_be_unnamed(make_data):
     assert not spec.named
 
 
+def test_a_single_class_replaces_several_and_has_no_name_of_its_own(make_data):
+    several = read_data(make_data(1))
+    single = several.as_single_class()
+    assert (single.num_classes, single.names, single.named) == (1, ("item",), False)
+    assert single.images("train") == several.images("train")
+    assert single.as_single_class() is single
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -19,18 +19,6 @@ def test_by_name_whatever_the_order():
     assert not classes.identical
 
 
-def test_case_spaces_and_hyphens_do_not_matter():
-    assert match_classes(["Traffic-Light", "DOG", "traffic_light"], COCO, 3, 5).teacher == (3, 4, 3)
-
-
-def test_an_exact_name_wins_over_a_similar_one():
-    assert match_classes(["tv"], ["T V", "tv"], 1, 2).teacher == (1,)
-
-
-def test_part_of_a_name_is_not_the_name():
-    assert match_classes(["car", "person rider"], COCO, 2, 5).student == (0,)
-
-
 def test_same_lists_are_identical():
     assert match_classes(COCO, COCO, 5, 5).identical
     assert not match_classes(COCO[::-1], COCO, 5, 5).identical

@@ -35,8 +35,9 @@ def maps(channels=4, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_float32_inside_under_bf16(name, make_lesson):
-    pair, student, teacher, lesson = pair_of(name, 4, 4), maps(), maps().bfloat16(), make_lesson()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_inside_beside_a_half_precision_teacher(name, dtype, make_lesson):
+    pair, student, teacher, lesson = pair_of(name, 4, 4), maps(), maps().to(dtype), make_lesson()
     pair.adapter = nn.Identity()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = pair(student.bfloat16(), teacher, lesson)

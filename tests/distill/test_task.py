@@ -97,6 +97,25 @@ def test_student_and_adapters_learn(task_of, draw_batch):
     assert len(list(task.pairs.parameters())) == 3
 
 
+def test_teacher_and_student_see_the_very_same_tensor(task_of, draw_batch):
+    """And so the same augmentation and size: nothing is resized or drawn again for one of them."""
+    task, batch, seen = task_of(), draw_batch(), []
+    for model in (task.model, task.teacher.model):
+        model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    task(batch)
+    assert [images.data_ptr() for images in seen] == [batch.images.data_ptr()] * 2
+
+
+def test_nothing_of_a_task_keeps_a_saved_student_from_being_plain(task_of, draw_batch):
+    """No hooks and no teacher hang on the student: what is saved of it needs no code to be read."""
+    task = task_of()
+    sum(task(draw_batch()).values()).backward()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in task.modules())
+    held = {type(value) for value in vars(task.model).values()}
+    assert not any(issubclass(kind, nn.Module) for kind in held)
+    assert all(isinstance(value, torch.Tensor) for value in copy.deepcopy(task).state_dict().values())
+
+
 def test_outputs_only_has_no_adapters(task_of, draw_batch):
     task = task_of(use_features=False)
     assert list(task(draw_batch())) == ["box", "kd_objectness_scaled"]

@@ -62,3 +62,19 @@ def test_a_p6_teacher_says_what_stands_in_the_way_of_a_p5_student(pico, draw_bat
         task_of(pico, teacher)
     terms = task_of(pico, teacher, outputs={}).train()(draw_batch(size=128))
     assert [name for name in terms if name.startswith("kd")] == [f"kd_cwd_layer{layer}" for layer in (17, 20, 23)]
+
+
+def test_at_their_default_weights_imitation_does_not_drown_the_detection_loss(pico, nano, draw_batch):
+    """Measured by the pull on the student's body, which is clipped as a whole: terms alone say little of it."""
+    task = task_of(pico, nano).train()
+    terms = task(draw_batch(images=4, size=128))
+    body = [parameter for name, parameter in task.model.named_parameters() if not name.startswith("model.24.")]
+
+    def pull(*start):
+        chosen = [value for name, value in terms.items() if name.startswith(start)]
+        found = torch.autograd.grad(sum(chosen), body, retain_graph=True)
+        return torch.stack([gradient.norm() for gradient in found]).norm().item()
+
+    detection = pull("box", "obj", "cls")
+    for start in ("kd_objectness_scaled", "kd_cwd"):
+        assert 0.1 * detection < pull(start) < 20 * detection, start  # untrained models; cwd at weight 1: 100

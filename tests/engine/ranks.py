@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from distill.task import DistillationTask, build_distillation
 from engine.optim import Recipe, Timetable, build_optimizer
-from engine.trainer import Plan, Trainer, wrap
+from engine.plan import Plan
+from engine.trainer import Trainer, wrap
 from losses.anchor import AnchorLoss
 from models.graph import read_spec
 from models.yolo import Model

@@ -12,11 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.classes import shared_classes
 from engine.coco import COCO_IDS, annotation_file, category_ids, coco_scores, ground_truth, image_ids, predictions
 from engine.evaluator import Detections, Evaluator
 from engine.report import draw_report, save_json, save_txt
-from utils.errors import UserError
 from utils.types import Batch, Frame, Prediction
 
 NAMES = ("cat", "dog", "bird")
@@ -163,27 +161,6 @@ def test_a_model_of_other_classes_is_scored_on_those_that_share_a_name() -> None
     report = evaluator(batch(), names=("cat", "the dog", "bird", "fish"), collect=True)(other, progress=False)
     assert report.evaluation.map == pytest.approx(1, abs=0.01)
     assert report.detections[0].found[:, 5].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("own", "named", "names", "expected"),
-    [
-        (("a", "b"), True, ("A", "b"), None),
-        (("b", "a"), True, ("a", "b"), [(0, 1), (1, 0)]),
-        (("traffic_light", "x"), True, ("Traffic Light",), [(0, 0)]),
-        (("class0", "class1"), False, ("a", "b"), None),
-        (("uno", "due"), True, ("one", "two"), None),
-    ],
-)
-def test_classes_are_matched_by_name_then_by_index(own, named, names, expected) -> None:
-    assert shared_classes(own, named, names) == expected
-
-
-def test_classes_that_have_nothing_in_common_are_a_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"know 2 classes \(x, y\) and the data has 3 \(cat, dog, bird\)"):
-        shared_classes(("x", "y"), True, NAMES)
-    with pytest.raises(UserError, match="2 classes without names"):
-        shared_classes(("class0", "class1"), False, NAMES)
 
 
 def test_half_precision_without_fast_hardware_is_said(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -37,6 +38,13 @@ def test_a_file_that_is_there_is_not_downloaded(publisher, tmp_path):
     assert resolve_weights(str(tmp_path / "yolov5s.pt")).read_bytes() == b"mine" and not publisher
 
 
+def test_weights_of_this_repository_are_found_from_any_folder(publisher, monkeypatch, tmp_path):
+    monkeypatch.setattr("models.zoo.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "own.pt").write_bytes(b"ours")
+    assert resolve_weights("own.pt").read_bytes() == b"ours" and not publisher
+
+
 def test_offline_the_message_says_where_to_put_what(monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise URLError("no route")
@@ -47,6 +55,20 @@ def test_offline_the_message_says_where_to_put_what(monkeypatch, tmp_path):
         resolve_weights(str(path))
     assert RELEASES["yolov5m.pt"].address in str(caught.value) and f"put it at {path}" in str(caught.value)
     assert not path.exists()
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "release").write_bytes(b"something else")
+    address = (tmp_path / "release").as_uri()
+    monkeypatch.setitem(RELEASES, "yolov5n.pt", RELEASES["yolov5n.pt"]._replace(address=address))
+    with pytest.raises(UserError, match=r"yolov5n\.pt could not be downloaded \(invalid hash value"):
+        resolve_weights(str(tmp_path / "weights" / "yolov5n.pt"))
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_the_checksum_is_that_of_the_published_file(shared):
+    content = (shared / "weights" / "yolov5n.pt").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == RELEASES["yolov5n.pt"].sha256
 
 
 def test_unknown_names_are_told(publisher):

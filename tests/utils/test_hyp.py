@@ -16,7 +16,6 @@ from utils.hyp import (
     Hyp,
     Schedule,
     distillation_keys,
-    has_distillation_keys,
     hyp_from_dict,
     hyp_to_dict,
     read_hyp,
@@ -188,7 +187,7 @@ def test_no_key_is_the_default_and_an_empty_mapping_is_none_of_it() -> None:
 
 
 def test_distillation_keys_are_those_that_differ_from_the_default() -> None:
-    assert not has_distillation_keys(read_hyp("scratch-low"))
+    assert distillation_keys(read_hyp("scratch-low")) == ()
     assert distillation_keys(Hyp(outputs={})) == ("outputs",)
     hyp = read_hyp("distill")
     assert distillation_keys(hyp) == ("student_kd_layers", "teacher_kd_layers", "outputs", "features", "schedule")

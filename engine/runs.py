@@ -1,0 +1,50 @@
+"""Runs on disk: finding one that goes on, and what a new one says of where it was made."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.precision import describe
+from utils.errors import UserError
+from utils.files import ROOT
+
+
+def find_run(resume: str, project: str) -> Path:
+    """The run folder that --resume means: of the newest last.pt under the project, or of a path in or to it."""
+    if not resume:
+        found = sorted(Path(project).glob("**/weights/last.pt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"--resume: no weights/last.pt under {project}; name a run folder or its last.pt")
+        resume = str(found[-1])
+    path = Path(resume)
+    if not path.exists():
+        raise UserError(f"--resume {resume}: no such file or folder; expected a run folder or its weights/last.pt")
+    for folder in (path, *path.parents[:3]):  # the last of them: project/name/baseline/weights/last.pt
+        if (folder / "opt.yaml").is_file():
+            return folder
+    raise UserError(f"--resume {resume}: no opt.yaml beside it; --resume continues a run folder of this repository")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a run needs to be repeated, beside its options."""
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+            return done.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+
+    return {
+        "command": shlex.join(sys.argv),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "device": describe(device, None),
+    }

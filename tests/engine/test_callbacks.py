@@ -1,0 +1,123 @@
+"""What an epoch came to, and those who watch it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.callbacks import Callback, EpochRecord, Outcome
+from engine.loggers.console import Console
+from engine.loggers.figures import Figures
+from engine.loggers.table import CsvTable
+from engine.loggers.tensorboard import TensorBoard
+from utils.types import Batch, Progress
+
+TERMS = {"box": 0.5, "kd_cwd_layer17": 0.25}
+
+
+def record(epoch: int, validated: bool = True) -> EpochRecord:
+    evaluation = SimpleNamespace(precision=0.1, recall=0.2, map50=0.3, map=0.4)
+    report: Any = SimpleNamespace(evaluation=evaluation, losses={"box": 0.6}) if validated else None
+    return EpochRecord(epoch, 3, TERMS, report, {"weights": 0.01}, 0.4 if validated else None, True, 2.0, 7)
+
+
+def trainer(start_epoch: int = 0) -> Any:
+    labels = SimpleNamespace(rows=np.array([[0, 0.5, 0.5, 0.2, 0.3], [1, 0.2, 0.3, 0.1, 0.1]], dtype=np.float32))
+    return SimpleNamespace(start_epoch=start_epoch, loader=SimpleNamespace(dataset=SimpleNamespace(labels=labels)))
+
+
+def outcome(folder: Path) -> Outcome:
+    return Outcome(folder, folder / "best.pt", folder / "last.pt", 1, 0.4, 2, 4.0)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_has_every_term_and_score() -> None:
+    assert record(0).row() == {
+        "train/box": 0.5,
+        "train/kd_cwd_layer17": 0.25,
+        "metrics/precision": 0.1,
+        "metrics/recall": 0.2,
+        "metrics/mAP50": 0.3,
+        "metrics/mAP50-95": 0.4,
+        "val/box": 0.6,
+        "lr/weights": 0.01,
+        "seconds": 2.0,
+    }
+
+
+def test_a_row_without_validation_has_no_scores() -> None:
+    assert set(record(0, validated=False).row()) == {"train/box", "train/kd_cwd_layer17", "lr/weights", "seconds"}
+
+
+def test_a_callback_may_ignore_everything(tmp_path: Path) -> None:
+    watcher = Callback()
+    watcher.on_fit_start(trainer())
+    watcher.on_epoch_end(trainer(), record(0))
+    watcher.on_fit_end(trainer(), outcome(tmp_path))
+
+
+def test_the_table_takes_columns_that_come_late(tmp_path: Path) -> None:
+    table = CsvTable(tmp_path / "results.csv")
+    table.on_fit_start(trainer())
+    table.on_epoch_end(trainer(), record(0, validated=False))
+    table.on_epoch_end(trainer(), record(1))
+    first, second = rows(tmp_path / "results.csv")
+    assert (first["epoch"], first["metrics/mAP50"], second["metrics/mAP50"]) == ("1", "", "0.3")
+
+
+def test_a_resumed_table_goes_on_where_the_last_saved_epoch_ended(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    before = CsvTable(path)
+    for epoch in range(3):
+        before.on_epoch_end(trainer(), record(epoch))
+    resumed = CsvTable(path)
+    resumed.on_fit_start(trainer(start_epoch=2))  # the third epoch is done again
+    resumed.on_epoch_end(trainer(), record(2))
+    assert [row["epoch"] for row in rows(path)] == ["1", "2", "3"]
+
+
+def test_the_console_marks_the_best_epoch_and_says_where_results_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        Console().on_epoch_end(trainer(), record(0))
+        Console().on_epoch_end(trainer(), record(1, validated=False))
+        Console().on_fit_end(trainer(), outcome(tmp_path))
+    assert len(caplog.messages) == 2
+    assert "mAP50 0.300  mAP50-95 0.4000 *" in caplog.messages[0]
+    assert "best epoch 2" in caplog.messages[1]
+    assert str(tmp_path) in caplog.messages[1]
+
+
+def test_every_column_is_a_tensorboard_scalar(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = TensorBoard(tmp_path)
+    board.on_epoch_end(trainer(), record(0))
+    board.on_fit_end(trainer(), outcome(tmp_path))
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(record(0).row())
+    assert events.Scalars("train/kd_cwd_layer17")[0].value == pytest.approx(0.25)
+
+
+def test_figures_are_labels_first_batches_and_curves(tmp_path: Path) -> None:
+    figures, table = Figures(tmp_path, ("a", "b")), CsvTable(tmp_path / "results.csv")
+    figures.on_fit_start(trainer())
+    batch = Batch(torch.rand(2, 3, 64, 64), torch.tensor([[0, 1, 0.5, 0.5, 0.2, 0.2]]), torch.ones(2))
+    for step in range(5):
+        figures.on_step_end(trainer(), Progress(0, step, 3, 5), batch, TERMS)
+    table.on_epoch_end(trainer(), record(0))
+    figures.on_fit_end(trainer(), outcome(tmp_path))
+    drawn = {path.name for path in tmp_path.iterdir()} - {"results.csv"}
+    assert drawn == {"labels.png", "results.png", *(f"train_batch{step}.jpg" for step in range(3))}

@@ -1,0 +1,89 @@
+"""What train_distill.py decides before it trains."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from engine.options import DistillOptions
+from models.graph import read_spec
+from models.yolo import Model
+from train_distill import takes_anchors, validate_teacher
+from utils.hyp import Hyp
+
+ROWS = [[12.0, 14, 18, 32, 35, 25], [32, 63, 64, 47, 61, 121], [118, 92, 158, 200, 375, 328]]
+
+
+def session(cfg: str = "", begun: bool = False, score: float = 0.0, **recipe: Any) -> Any:
+    evaluation = SimpleNamespace(map50=score, map=score / 2)
+    return SimpleNamespace(
+        options=replace(DistillOptions(), cfg=cfg, t_weights="t.pt"),
+        hyp=Hyp(**recipe),
+        anchors=None,
+        resuming=begun,
+        continues=lambda: begun,
+        evaluator=lambda teacher: SimpleNamespace(evaluation=evaluation),
+    )
+
+
+def student(anchors: Any = None) -> Model:
+    spec = read_spec("yolov5p")
+    return Model(spec if anchors is None else spec.with_anchors(anchors), 2)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Model:
+    return student(ROWS)
+
+
+def test_the_student_takes_the_teachers_anchors_and_it_is_said(
+    teacher: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = session(cfg="yolov5p")
+    with caplog.at_level(logging.INFO):
+        assert takes_anchors(run, student(), teacher)
+    assert run.anchors == ROWS
+    assert "takes the teacher's anchors" in caplog.text
+
+
+def test_equal_anchors_are_no_news(teacher: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert takes_anchors(session(anchors=ROWS), student(ROWS), teacher)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("anchors", [3.4, [[1, 2, 3, 4, 5, 6]] * 3])
+def test_anchors_of_the_recipe_stand(teacher: Model, anchors: Any) -> None:
+    run = session(anchors=anchors)
+    assert not takes_anchors(run, student(anchors), teacher)
+    assert run.anchors is None
+
+
+def test_anchors_of_the_users_own_model_file_stand_unless_it_leaves_them_open(teacher: Model, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(read_spec("yolov5p").to_dict()))
+    assert not takes_anchors(session(cfg=str(path)), student(), teacher)
+    assert takes_anchors(session(cfg=str(path)), student(3), teacher)
+
+
+def test_a_student_that_was_begun_keeps_its_anchors(teacher: Model) -> None:
+    assert not takes_anchors(session(begun=True), student(), teacher)
+
+
+def test_heads_that_differ_in_levels_have_no_common_anchors(teacher: Model) -> None:
+    assert not takes_anchors(session(), student(2), teacher)
+
+
+def test_a_teacher_that_finds_nothing_is_seen_at_once(teacher: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert validate_teacher(session(score=0.6), teacher, needed=True)
+        assert "teacher t.pt: mAP50 0.600, mAP50-95 0.3000 on val" in caplog.text
+        assert "next to nothing" not in caplog.text
+        assert validate_teacher(session(score=0.001), teacher, needed=True)
+    assert "the teacher finds next to nothing here" in caplog.text
