@@ -96,9 +96,7 @@ class Session(Generic[OptionsT]):
         options, world = self.options, dist.world_size()
         self.image_size = rounded_size(options.imgsz, stride)
         if max(self.image_size) == stride:
-            raise UserError(
-                f"--imgsz {stride} leaves the coarsest map a single cell; train with at least {2 * stride}"
-            )
+            raise UserError(f"--imgsz {stride} leaves the coarsest map a single cell; train with at least {2 * stride}")
         if options.batch_size % world:
             raise UserError(
                 f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
