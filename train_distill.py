@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_session(options) as session:
         options, hyp = session.options, session.hyp
         use_outputs = hyp.outputs is None or len(hyp.outputs) > 0
+        if options.d_output and not use_outputs and not options.d_feature:
+            raise UserError(f"--d_output: {options.hyp} says outputs: {{}}, so nothing is left; name a method there")
         use_features = options.d_feature or not use_outputs
 
         teacher = load_teacher(session)

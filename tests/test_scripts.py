@@ -570,6 +570,7 @@ MISTAKES = [
         "--t_weights {teacher} --d_feature --hyp {}/nothing.yaml",
         "there is nothing to learn from the t",
     ),
+    ("train_distill", "--t_weights {teacher} --d_output --hyp {}/nothing.yaml", "so nothing is left; name a method"),
     ("val", "", "--weights is missing"),
     ("val", "--weights {teacher} {}/none.pt", "no weights file {}/none.pt"),
     ("val", "--weights {teacher} --task tset", "--task: got 'tset'; did you mean 'test'?"),
