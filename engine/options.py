@@ -29,8 +29,9 @@ DEMO: Mapping[str, Any] = MappingProxyType(
         "data": "demo.yaml",
         "hyp": "hyp/demo.yaml",
         "imgsz": (192, 192),
-        "epochs": 16,
+        "epochs": 13,
         "batch_size": 8,
+        "workers": 0,  # its pictures are in memory: a worker would take more from the training than it gives
         "val_period": 4,
         "name": "demo",
         "t_weights": str(ROOT / "weights" / "demo-teacher.pt"),
