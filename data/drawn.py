@@ -42,7 +42,7 @@ class DrawSettings:
     """How many images, how large, from which seed."""
 
     seed: int = number(0, low=0)
-    train: int = number(800, low=1)
+    train: int = number(1600, low=1)
     val: int = number(200, low=1)
     test: int = number(200, low=0)
     size: tuple[int, int] = number((192, 256), low=64, high=2048)  # of the sides, smallest and largest, pixels
@@ -51,7 +51,7 @@ class DrawSettings:
 def read_settings(draw: Any, where: str) -> DrawSettings:
     """The settings under `draw:`; UserError names what is wrong."""
     if not isinstance(draw, Mapping):
-        raise UserError(f"{where}: draw: expected a mapping such as {{seed: 0, train: 800, val: 200}}")
+        raise UserError(f"{where}: draw: expected a mapping such as {{seed: 0, train: 1600, val: 200}}")
     settings = from_mapping(draw, DrawSettings, f"{where}: draw")
     if settings.size[0] > settings.size[1]:
         raise UserError(f"{where}: draw: size: expected the smallest side first, got {list(settings.size)}")
