@@ -79,11 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def load_teacher(session: Session[DistillOptions]) -> Model:
     """The teacher on the device; tensors that its file did not fill are a warning."""
+    from models.summary import describe, layer_table
     from models.weights import load_model
 
     teacher, report = load_model(session.options.t_weights, session.options.t_cfg or None)
     if report is not None and report.skipped:
         log.warning("teacher %s: %s", session.options.t_weights, report.line())
+    log.info("teacher %s", f"\n{layer_table(teacher)}" if session.options.verbose else describe(teacher))
     return teacher.to(session.device)
 
 

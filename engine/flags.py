@@ -94,7 +94,7 @@ _RESULTS = (
     _flag("--name", "of this run's folder; a number is added where it is taken"),
     _switch("--exist-ok", "write into the folder even so"),
     _switch("--noplots", "no figures"),
-    _switch("--verbose", "say more"),
+    _switch("--verbose", "layer tables (the numbers that student_kd_layers means), every class"),
 )
 
 TRAIN_FLAGS: Groups = (

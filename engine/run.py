@@ -33,6 +33,8 @@ from engine.precision import choose_device, choose_precision, describe
 from engine.runs import environment, find_run
 from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
+from models.summary import describe as summary
+from models.summary import layer_table
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
 from utils import dist
@@ -88,6 +90,8 @@ class Session(Generic[OptionsT]):
             )
             if report is not None:
                 log.info("%s: %s", self.options.weights, report.line())
+        if dist.is_main():
+            log.info("%s", layer_table(model) if self.options.verbose else summary(model))
         freeze(model, self.options.frozen_layers)
         return model.to(self.device).to(memory_format=torch.channels_last)
 

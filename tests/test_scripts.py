@@ -260,6 +260,16 @@ def test_a_recipe_with_distillation_keys_is_trained_without_them(
     assert taught(rows(folder)[0]) == {}
 
 
+def test_layers_are_shown_with_the_numbers_that_recipes_use(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("train", tmp_path, *SCRATCH, "--data", data, *SHORT)
+    assert "yolov5p: 25 layers, " in caplog.text
+    run("train", tmp_path, *SCRATCH, "--data", data, *SHORT, "--verbose")
+    head = next(line.split() for line in caplog.text.splitlines() if "Detect" in line)
+    assert head[:4] == ["24", "17,", "20,", "23"]
+
+
 # -- teachers ----------------------------------------------------------------------------------------------------------
 
 OUTPUTS, FEATURES = {"kd_objectness_scaled"}, {f"kd_cwd_layer{layer}" for layer in (17, 20, 23)}
