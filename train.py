@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = session.student()
         session.load_data(model.stride)
         session.fit_anchors(model)
-        outcome = session.fit(DetectionTask(model, session.criterion(model)))
+        task = DetectionTask(model, session.criterion(model))
+        outcome = session.fit(task, hyp=replace(session.hyp, phases=()))
         if dist.is_main():
             conclude(session, outcome.best)
 

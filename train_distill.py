@@ -3,27 +3,37 @@
     python train_distill.py                                              # a demonstration, minutes on a laptop
     python train_distill.py --weights yolov5s.pt --t_weights yolov5m.pt --data data/coco.yaml --d_feature
     python train_distill.py --weights yolov5n.pt --t_weights best.pt --data mine.yaml --hyp finetune --baseline
+    python train_distill.py --weights yolov5n.pt --t_weights best.pt --data mine.yaml --d_output bckd kl --d_feature fgd
+    python train_distill.py --weights yolov5n.pt --t_weights a.pt b.pt --data mine.yaml   # two teachers
+    python train_distill.py --weights yolov5n.pt --t_cfg yolov5s --t_kind online --data mine.yaml
     torchrun --nproc_per_node 8 train_distill.py ...                     # same arguments
     python train_distill.py --resume                                     # the last run, or a path
 
---d_output distils the teacher's outputs, --d_feature outputs and feature maps; `outputs: {}` in hyp leaves features
-only. --baseline first trains the same student with the same seed and budget without a teacher, and ends with both
-side by side.
+--d_output distils the teacher's outputs, --d_feature its feature maps too. Both take names of methods
+(docs/methods.md), else those of the recipe, else the default; `--d_output none --d_feature` distils features alone.
+--baseline first trains the same student with the same seed and budget without a teacher, and ends with both side by
+side.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.callbacks import Callback, Outcome
 from engine.options import DistillOptions, distill_options
 from utils.errors import UserError, exits_cleanly
 
 if TYPE_CHECKING:
+    from distill.teacher import Teacher
     from engine.run import Session
+    from engine.trainer import Trainer
     from models.yolo import Model
+    from utils.hyp import TeacherRole
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +41,7 @@ log = logging.getLogger(__name__)
 @exits_cleanly
 def main(argv: Sequence[str] | None = None) -> None:
     options = distill_options(argv)  # before torch is imported: --help and a misspelt flag answer at once
-    from distill.task import build_distillation
-    from engine.precision import teacher_precision
+    from distill.build import build_distillation
     from engine.run import open_session
     from engine.task import DetectionTask
     from models.weights import resolve_weights
@@ -41,56 +50,106 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_session(options) as session:
         options, hyp = session.options, session.hyp
         use_outputs = hyp.outputs is None or len(hyp.outputs) > 0
-        if options.d_output and not use_outputs and not options.d_feature:
-            raise UserError(f"--d_output: {options.hyp} says outputs: {{}}, so nothing is left; name a method there")
-        use_features = options.d_feature or not use_outputs
-
-        teacher = load_teacher(session)
+        teachers = load_teachers(session)
         student = session.student()
-        session.load_data(max(student.stride, teacher.stride))
-        if not (use_outputs and takes_anchors(session, student, teacher)):
+        session.load_data(max(one.stride for one in (student, *teachers)), unlabelled=True)
+        keeps_own = bool(options.anchors) or not use_outputs or not teachers
+        if keeps_own or not takes_anchors(session, student, teachers[0]):
             session.fit_anchors(student)
         criterion = session.criterion(student)
         task = build_distillation(  # before the baseline: what does not fit together is said at once
             student,
             criterion,
-            teacher,
+            teachers,
             hyp,
-            use_outputs=use_outputs,
-            use_features=use_features,
             gains=criterion.gains,
-            teacher_dtype=teacher_precision(session.device, session.precision),
+            frozen=frozen_teacher(session),
+            criterion_of=session.criterion,
         )
-        knows_classes = validate_teacher(session, teacher, needed=use_outputs)
+        scored = []
+        for (weights, cfg), teacher, role in zip(options.teachers(), teachers, others(session), strict=True):
+            if role.kind == "frozen" and validate_teacher(session, weights, teacher, needed=use_outputs):
+                scored.append((resolve_weights(weights), cfg))
 
-        weights: dict[str, Path] = {}
+        baseline: list[tuple[str, Path, str]] = []
         if options.baseline:
             folder = session.folder / "baseline"
             plain = session.student(folder)
             log.info("first the baseline: the same student, seed and budget, without the teacher")
-            weights["baseline"] = session.fit(DetectionTask(plain, session.criterion(plain)), folder).best
+            plain_task = DetectionTask(plain, session.criterion(plain))
+            baseline.append(("baseline", session.fit(plain_task, folder, hyp=replace(hyp, phases=())).best, ""))
 
-        weights["student"] = session.fit(task).best
-        if knows_classes:
-            weights["teacher"] = resolve_weights(options.t_weights)
+        outcome = session.fit(task, callbacks=(KeepTeachers(),))
         if dist.is_main():
-            compare(session, weights)
+            learned = [(path, "") for path in sorted(outcome.best.parent.glob("teacher*.pt"))]
+            teacher_rows = [("teacher", path, cfg) for path, cfg in scored + learned]
+            compare(session, [("student", outcome.best, ""), *teacher_rows, *baseline])
 
 
-def load_teacher(session: Session[DistillOptions]) -> Model:
-    """The teacher on the device; tensors that its file did not fill are a warning."""
+class KeepTeachers(Callback):
+    """Writes what teachers that learned have become: teacher.pt, teacher_t2.pt ... beside best.pt."""
+
+    def on_fit_end(self, trainer: Trainer, outcome: Outcome) -> None:
+        from distill.guides import OnlineTeacher
+        from engine.checkpoint import save
+
+        for course in trainer.task.courses:
+            guide, plan = course.guide, trainer.plan
+            if isinstance(guide, OnlineTeacher):
+                model = guide.model if guide.average is None else guide.average.model
+                path = outcome.best.with_name(f"teacher{course.suffix}.pt")
+                save(path, model, options=plan.options or {}, hyp=plan.hyp or {}, metrics={}, half=True)
+                log.info("the teacher that learned along: %s", path)
+
+
+def others(session: Session[DistillOptions]) -> list[TeacherRole]:
+    """The roles of teachers that are not the student itself, in the order of --t_weights."""
+    return [role for role in session.hyp.teachers if role.kind != "self"]
+
+
+def load_teachers(session: Session[DistillOptions]) -> list[Model]:
+    """The teachers on the student's device; tensors that a file did not fill are a warning."""
     from models.summary import describe, layer_table
     from models.weights import load_model
+    from utils.reproduce import seed_everything
 
-    teacher, report = load_model(session.options.t_weights, session.options.t_cfg or None)
-    if report is not None and report.skipped:
-        log.warning("teacher %s: %s", session.options.t_weights, report.line())
-    log.info("teacher %s", f"\n{layer_table(teacher)}" if session.options.verbose else describe(teacher))
-    return teacher.to(session.device)
+    seed_everything(session.options.seed)  # for weights that no file fills
+    teachers = []
+    for (weights, cfg), role in zip(session.options.teachers(), others(session), strict=True):
+        if role.kind == "online":  # it learns this data, as the student does
+            data = session.data
+            names = data.names if data.named else None
+            teacher, report = load_model(
+                weights, cfg or None, num_classes=data.num_classes, names=names, anchors_from_cfg=True
+            )
+        else:
+            teacher, report = load_model(weights, cfg or None)
+        if report is not None and report.skipped:
+            log.warning("teacher %s: %s", weights, report.line())
+        log.info("teacher %s", f"\n{layer_table(teacher)}" if session.options.verbose else describe(teacher))
+        teachers.append(teacher.to(session.device))
+    return teachers
 
 
-def validate_teacher(session: Session[DistillOptions], teacher: Model, needed: bool) -> bool:
-    """Scores the teacher before anything is trained, so that a wrong one is seen at once.
+def frozen_teacher(session: Session[DistillOptions]) -> Callable[[Model], Teacher]:
+    """Makes a frozen guide of a model: its number format, device and image size are this run's."""
+    from distill.teacher import Teacher, image_scale
+    from engine.precision import find_device, teacher_precision
+
+    options = session.options
+    device = find_device(options.t_device, "--t_device") if options.t_device else session.device
+    size = (options.t_imgsz[0], options.t_imgsz[1]) if options.t_imgsz else session.image_size
+    return functools.partial(
+        Teacher,
+        half=teacher_precision(device, session.precision),
+        device=device,
+        home=session.device,
+        image_scale=image_scale(size, session.image_size),
+    )
+
+
+def validate_teacher(session: Session[DistillOptions], name: str, teacher: Model, needed: bool) -> bool:
+    """Scores a teacher before anything is trained, so that a wrong one is seen at once.
 
     Args:
         needed: its classes must be the data's; a teacher of features alone may know others.
@@ -100,7 +159,6 @@ def validate_teacher(session: Session[DistillOptions], teacher: Model, needed: b
     """
     if session.evaluator is None:
         return False
-    name = session.options.t_weights
     try:
         scores = session.evaluator(teacher).evaluation
     except UserError as error:
@@ -115,10 +173,10 @@ def validate_teacher(session: Session[DistillOptions], teacher: Model, needed: b
 
 
 def takes_anchors(session: Session[DistillOptions], student: Model, teacher: Model) -> bool:
-    """Gives this and every later student of the run the teacher's anchors, without which outputs cannot be compared.
+    """Gives this and every later student of the run the teacher's anchors, so that outputs are compared one to one.
 
     At the strides that both have. Left alone where the recipe or a model file of the user's own asks for others, and
-    where the numbers of anchors differ: `distill/outputs` says then what can be done.
+    where the numbers of anchors differ: then each takes from the teacher's nearest (`distill/translate.py`).
     """
     from distill.levels import by_stride
     from distill.outputs.base import head_strides
@@ -139,19 +197,22 @@ def takes_anchors(session: Session[DistillOptions], student: Model, teacher: Mod
     return True
 
 
-def compare(session: Session[DistillOptions], weights: dict[str, Path]) -> None:
-    """Ends with student, teacher and baseline side by side: table, metrics.json, picture."""
+def compare(session: Session[DistillOptions], rows: Sequence[tuple[str, Path, str]]) -> None:
+    """Ends with student, teachers and baseline side by side: table, metrics.json, picture.
+
+    Args:
+        rows: role, weights, and the architecture where the file does not say.
+    """
     from distill.compare import conclude, contender
     from engine.report import draw_report
 
     contenders, found = [], {}
-    for role in ("student", "teacher", "baseline"):
-        if role in weights:
-            model, report = session.score(weights[role], session.options.t_cfg if role == "teacher" else "")
-            found[role] = report.detections
-            contenders.append(contender(weights[role], role, model, report.evaluation, report.speed_ms[1]))
-            if role == "student" and not session.options.noplots:
-                draw_report(report, session.data.names, session.folder)
+    for role, weights, cfg in rows:
+        model, report = session.score(weights, cfg)
+        found.setdefault(role, report.detections)
+        contenders.append(contender(weights, role, model, report.evaluation, report.speed_ms[1]))
+        if role == "student" and not session.options.noplots:
+            draw_report(report, session.data.names, session.folder)
     print(conclude(contenders, found, session.data.names, session.folder, picture=not session.options.noplots))
 
 

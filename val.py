@@ -86,13 +86,14 @@ def validate(options: ValOptions) -> list[Contender]:
     return contenders
 
 
-def roles(weights: Sequence[str], t_weights: str) -> list[tuple[str, str]]:
-    """(role, weights) of each file, as this script's first lines say."""
-    named = [("student" if index == 0 else "baseline", name) for index, name in enumerate(filter(None, weights))]
-    if t_weights:
-        return [*named, ("teacher", t_weights)]
+def roles(options: ValOptions) -> list[tuple[str, str, str]]:
+    """(role, weights, architecture) of each file, as this script's first lines say."""
+    files = list(filter(None, options.weights))
+    named = [("student" if index == 0 else "baseline", name, options.cfg) for index, name in enumerate(files)]
+    if options.t_weights:
+        return [*named, *(("teacher", weights, cfg or options.cfg) for weights, cfg in options.teachers())]
     if len(named) > 1:
-        named[-1] = ("teacher", named[-1][1])
+        named[-1] = ("teacher", files[-1], next(iter(options.t_cfg), options.cfg))
     return named
 
 
@@ -101,10 +102,9 @@ def load(options: ValOptions, device: torch.device) -> list[Candidate]:
     from models.weights import load_model, resolve_weights
 
     candidates = []
-    for role, weights in roles(options.weights, options.t_weights):
+    for role, weights, cfg in roles(options):
         path = resolve_weights(weights)
-        own_cfg = options.t_cfg if role == "teacher" and options.t_cfg else options.cfg
-        model, transfer = load_model(str(path), own_cfg or None)
+        model, transfer = load_model(str(path), cfg or None)
         if transfer is not None and transfer.skipped:
             logging.warning("%s: %s", path, transfer.line())
         candidates.append(Candidate(role, path, model.to(device)))

@@ -1,4 +1,4 @@
-"""Anchors: how well they reach the boxes of a data set, and better ones estimated from its labels."""
+"""Anchors: how well they reach boxes, such as those of a data set's labels, and better ones estimated from boxes."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ MOST = 20_000  # boxes that the estimate looks at
 
 
 class AnchorCheck(NamedTuple):
-    """How anchors suit labels."""
+    """How anchors suit boxes."""
 
     recall: float  # share of boxes that some anchor reaches: the best that training can do
     anchors_above_threshold: float  # anchors that reach a box, a mean over boxes
 
 
-def check_anchors(
-    labels: Labels, shapes: NDArray[np.int32], anchors_px: NDArray, image_size: Size, threshold: float
-) -> AnchorCheck:
+def check_anchors(sides: Sides, anchors_px: NDArray, threshold: float) -> AnchorCheck:
     """Best possible recall.
 
     Args:
-        shapes: (n, 2) height and width of the original images.
-        anchors_px: (..., 2) widths and heights in pixels at `image_size`.
+        sides: of the boxes, pixels; see `box_sides`.
+        anchors_px: (..., 2) widths and heights in pixels.
         threshold: largest ratio of a box's side to an anchor's that still matches (hyp anchor_t).
     """
-    sides = box_sides(labels, shapes, image_size)
     if not len(sides):
         return AnchorCheck(1.0, 0.0)
     reached = _closeness(sides, np.asarray(anchors_px, dtype=np.float64).reshape(-1, 2)) > 1 / threshold
     return AnchorCheck(float(reached.any(axis=1).mean()), float(reached.sum(axis=1).mean()))
 
 
-def kmeans_anchors(
-    labels: Labels, shapes: NDArray[np.int32], count: int, image_size: Size, threshold: float, seed: int = 0
-) -> NDArray[np.float64]:
+def kmeans_anchors(sides: Sides, count: int, threshold: float, seed: int = 0) -> Sides:
     """(count, 2) widths and heights in pixels, sorted by area: k-means, then random mutations that help.
+
+    Args:
+        sides: of the boxes, pixels; see `box_sides`.
+        threshold: hyp anchor_t.
 
     Raises:
         UserError: fewer different boxes than anchors.
     """
     rng = np.random.default_rng(abs(seed))
-    sides = box_sides(labels, shapes, image_size)
     sides = sides[(sides >= 2).any(axis=1)]
     if len(np.unique(sides, axis=0)) < count:
-        raise UserError(f"{count} anchors cannot be estimated from {len(sides)} boxes over 2 px; use --noautoanchor")
+        raise UserError(
+            f"{count} anchors cannot be estimated from {len(sides)} boxes over 2 px; use --noautoanchor, or give them "
+            "in the hyp file (anchors)"
+        )
     if len(sides) > MOST:
         sides = rng.choice(sides, MOST, replace=False)
     anchors = _evolve(_kmeans(sides, count, rng), sides, threshold, rng)
@@ -65,7 +66,11 @@ def kmeans_anchors(
 
 
 def box_sides(labels: Labels, shapes: NDArray[np.int32], image_size: Size) -> Sides:
-    """(N, 2) widths and heights of all boxes in pixels, images fitted into `image_size`."""
+    """(N, 2) widths and heights of all labelled boxes in pixels, images fitted into `image_size`.
+
+    Args:
+        shapes: (n, 2) height and width of the original images.
+    """
     gain = np.minimum(image_size[0] / shapes[:, 0], image_size[1] / shapes[:, 1])
     fitted = shapes[:, ::-1] * gain[:, None]  # width, height
     return labels.rows[:, 3:5].astype(np.float64) * fitted[labels.image_of_row]

@@ -32,6 +32,7 @@ class Sample(NamedTuple):
     path: str
     frame: Frame | None = None
     coin: float = 0.0  # in [0, 1); chance for what is done to a whole batch
+    labelled: bool = True  # False: nothing is known of it, not even that it is empty
 
 
 class LabelledImages(Dataset):
@@ -95,7 +96,11 @@ class TrainImages(LabelledImages):
         # a further showing of an image in the same epoch has numbers of its own
         rng = sample_rng(self.seed, key.epoch, key.index + key.repeat * len(self))
         picture = self.augmented(key, rng) if self.augment else letterbox_picture(self.picture(key.index), key.size)
-        return Sample(to_tensor(picture.image), to_targets(picture), self.paths[key.index], coin=rng.random())
+        image, targets = to_tensor(picture.image), to_targets(picture)
+        return Sample(image, targets, self.paths[key.index], coin=rng.random(), labelled=self.labelled(key.index))
+
+    def labelled(self, index: int) -> bool:
+        return index < self.labels.labelled
 
     def augmented(self, key: Key, rng: Generator) -> Picture:
         """The picture of a key after every augmentation of the recipe."""
@@ -103,7 +108,7 @@ class TrainImages(LabelledImages):
         if key.mosaic and rng.random() < hyp.mosaic:
             picture = self._mosaic(key.index, rng)
             if rng.random() < hyp.mixup:
-                picture = mixup(picture, self._mosaic(int(rng.integers(len(self))), rng), rng)
+                picture = mixup(picture, self._mosaic(self._partners(key.index, 1, rng)[0], rng), rng)
         else:
             picture = copy_paste(letterbox_picture(self.picture(key.index), key.size), hyp.copy_paste, rng)
             picture = random_affine(picture, key.size, hyp, rng)
@@ -116,10 +121,16 @@ class TrainImages(LabelledImages):
 
     def _mosaic(self, index: int, rng: Generator) -> Picture:
         """This image and three others, warped."""
-        others = rng.integers(len(self), size=3).tolist()
+        others = self._partners(index, 3, rng)
         pictures = [self.picture(i) for i in rng.permutation([index, *others]).tolist()]
         picture = copy_paste(mosaic(pictures, self.size, rng), self.hyp.copy_paste, rng)
         return random_affine(picture, self.size, self.hyp, rng)
+
+    def _partners(self, index: int, count: int, rng: Generator) -> list[int]:
+        """What an image is mixed with: like with like, so that a sample is wholly labelled or not at all."""
+        first, last = (0, self.labels.labelled) if self.labelled(index) else (self.labels.labelled, len(self))
+        partners: list[int] = rng.integers(first, last, size=count).tolist()
+        return partners
 
 
 class EvalImages(LabelledImages):
@@ -181,22 +192,27 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         targets=torch.cat((numbers[:, None].to(targets.dtype), targets), dim=1),
-        labelled=torch.ones(len(samples), dtype=torch.bool),
+        labelled=torch.tensor([sample.labelled for sample in samples], dtype=torch.bool),
         paths=tuple(sample.path for sample in samples),
         frames=frames,
     )
 
 
 def collate_quad(samples: Sequence[Sample]) -> Batch:
-    """Groups of four become one image of twice the height and width: the four side by side, or the first enlarged.
+    """Groups of four become one image of twice the height and width: the four side by side, or one of them enlarged.
 
-    An incomplete group is enlarged one by one, so that nothing is lost.
+    An incomplete group is enlarged one by one, so that nothing is lost. Of labelled and unlabelled samples the labelled
+    come first, so that at most one group has both; of that group chance enlarges one: side by side, labelled ones would
+    have to be taught as if nothing were known of them.
     """
+    samples = sorted(samples, key=lambda sample: not sample.labelled)  # keeps their order otherwise
     merged = []
     for start in range(0, len(samples), 4):
         group = samples[start : start + 4]
         if len(group) < 4:
             merged += [_enlarged(sample) for sample in group]
+        elif group[0].labelled != group[-1].labelled:
+            merged.append(_enlarged(min(group, key=lambda sample: sample.coin)))
         else:
             merged.append(_enlarged(group[0]) if group[0].coin < 0.5 else _tiled(group))
     return collate(merged)

@@ -28,10 +28,7 @@ ARRAYS = ("kept", "shapes", "rows", "offsets", "points", "point_offsets")
 def cache_path(images: Sequence[str], source: str) -> Path:
     """`labels/train.cache.npz` for the folder `images/train`; lists have a name of their own."""
     folder = Path(label_path(images[0])).parent
-    name = folder.name
-    if Path(source).name != name:
-        name += "-" + hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
-    return folder.parent / f"{name}.cache.npz"
+    return folder.parent / f"{_named_after(folder, source)}.cache.npz"
 
 
 def load(path: Path, images: Sequence[str], key: str) -> Scanned | None:
@@ -73,17 +70,33 @@ def save(path: Path, images: Sequence[str], key: str, scanned: Scanned) -> None:
         log.info("labels are not cached (%s); the next run checks them again", error)
 
 
-def content_key(images: Sequence[str], num_classes: int | None) -> str:
-    """Changes with the list, and with the size or time of any image or label file; not when the folder is moved."""
-    digest = hashlib.sha256(f"{VERSION} {num_classes}\n".encode())
+def unlabelled_cache_path(images: Sequence[str], source: str) -> Path:
+    """`images/pool.unlabelled.cache.npz` beside the folder `images/pool`: there may be no folder of labels."""
+    folder = Path(images[0]).parent
+    return folder.parent / f"{_named_after(folder, source)}.unlabelled.cache.npz"
+
+
+def content_key(images: Sequence[str], num_classes: int | None, labelled: bool = True) -> str:
+    """Changes with the list, and with the size or time of any image or label file; not when the folder is moved.
+
+    Args:
+        labelled: False: label files do not count.
+    """
+    digest = hashlib.sha256(f"{VERSION} {num_classes if labelled else 'unlabelled'}\n".encode())
     try:
         common = os.path.commonpath([os.path.dirname(image) for image in images])  # noqa: PTH120 - a million times
     except ValueError:  # on several disks
         common = ""
     for image in images:
-        parts = (image[len(common) :], _stamp(image), _stamp(label_path(image)))
+        parts = (image[len(common) :], _stamp(image), _stamp(label_path(image)) if labelled else "")
         digest.update(os.fsencode("\t".join(parts) + "\n"))
     return digest.hexdigest()
+
+
+def _named_after(folder: Path, source: str) -> str:
+    """The folder's name, and more where images come from elsewhere too."""
+    same = Path(source).name == folder.name
+    return folder.name if same else f"{folder.name}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
 
 
 def _stamp(path: str) -> str:

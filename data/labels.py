@@ -16,10 +16,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data.label_cache import cache_path, content_key, load, save
+from data.label_cache import cache_path, content_key, load, save, unlabelled_cache_path
 from data.label_file import Problem, Scanned
 from data.packed import PackedStrings
-from data.scan import label_path, scan
+from data.scan import label_path, scan, scan_unlabelled
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Labels:
     point_offsets: NDArray[np.int64]  # (N + 1,) where the polygon of a row begins; an empty one means a plain box
     problems: tuple[Problem, ...]
     counts: Counts
+    unlabelled: int = 0  # of the n images, so many at the end have no ground truth at all; the counts are without them
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -61,6 +62,11 @@ class Labels:
             raise IndexError(f"index {index} of {len(self)} images")
         index = index % len(self)
         return self.rows[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def labelled(self) -> int:
+        """So many images at the beginning have ground truth, if only that there is nothing in them."""
+        return len(self) - self.unlabelled
 
     @property
     def has_polygons(self) -> bool:
@@ -87,6 +93,17 @@ class Labels:
         rows[:, 0] = 0
         return replace(self, rows=rows)
 
+    def followed_by(self, others: Labels) -> Labels:
+        """With images of `read_unlabelled` at the end."""
+        return replace(
+            self,
+            paths=PackedStrings.of([*self.paths, *others.paths]),
+            shapes=np.concatenate((self.shapes, others.shapes)),
+            offsets=np.concatenate((self.offsets, np.full(len(others), self.offsets[-1]))),
+            problems=self.problems + others.problems,
+            unlabelled=self.unlabelled + len(others),
+        )
+
     def report(self) -> str:
         """Everything that was skipped, a line each."""
         return "\n".join(map(str, self.problems))
@@ -110,11 +127,29 @@ def read_labels(images: Sequence[str], num_classes: int | None, source: str, whe
         scanned = scan(images, num_classes, where)
         save(path, images, key, scanned)
     labels = _assemble(images, scanned)
-    _tell(labels, where)
-    if not len(labels):
-        first = f"; the first: {labels.problems[0]}" if labels.problems else ""
-        raise UserError(f"{where}: none of its {len(images)} images can be used{first}")
+    counts = labels.counts
+    log.info("%s: %d images (%d without objects), %d boxes", where, counts.images, counts.background, counts.boxes)
+    _tell_problems(labels, where)
+    _require_images(labels, len(images), where)
     return labels
+
+
+def read_unlabelled(images: Sequence[str], source: str, where: str) -> Labels:
+    """Images that are checked as in `read_labels` and have no rows: a label file beside one of them is not read.
+
+    Raises:
+        UserError: no usable image is left.
+    """
+    path, key = unlabelled_cache_path(images, source), content_key(images, None, labelled=False)
+    scanned = load(path, images, key)
+    if scanned is None:
+        scanned = scan_unlabelled(images, where)
+        save(path, images, key, scanned)
+    labels = _assemble(images, scanned)
+    _tell_problems(labels, where)
+    _require_images(labels, len(images), where)
+    log.info("%s: %d images, they learn from the teacher alone", where, len(labels))
+    return replace(labels, unlabelled=len(labels))
 
 
 def require_boxes(labels: Labels, where: str) -> None:
@@ -124,6 +159,12 @@ def require_boxes(labels: Labels, where: str) -> None:
         raise UserError(
             f"{where}: {len(labels)} images and not one box; the labels of {image} were expected in {label_path(image)}"
         )
+
+
+def _require_images(labels: Labels, listed: int, where: str) -> None:
+    if not len(labels):
+        first = f"; the first: {labels.problems[0]}" if labels.problems else ""
+        raise UserError(f"{where}: none of its {listed} images can be used{first}")
 
 
 def _assemble(images: Sequence[str], scanned: Scanned) -> Labels:
@@ -148,9 +189,8 @@ def _assemble(images: Sequence[str], scanned: Scanned) -> Labels:
     )
 
 
-def _tell(labels: Labels, where: str) -> None:
+def _tell_problems(labels: Labels, where: str) -> None:
     counts = labels.counts
-    log.info("%s: %d images (%d without objects), %d boxes", where, counts.images, counts.background, counts.boxes)
     if counts.duplicates:
         log.info("%s: %d duplicate rows dropped", where, counts.duplicates)
     if labels.problems:

@@ -19,6 +19,7 @@ from data.picture import Size
 from data.sampler import EvalSampler, TrainSampler, rectangles, squares, weigh_images
 from data.spec import DataSpec
 from data.store import ImageStore
+from data.unlabelled import with_unlabelled
 from utils.hyp import Hyp
 from utils.types import Batch
 
@@ -96,6 +97,7 @@ def train_loader(
     single_class: bool = False,
     quad: bool = False,
     augment: bool = True,
+    unlabelled: bool = False,
     pin_memory: bool = False,
 ) -> TrainLoader:
     """Batches of the training images.
@@ -107,22 +109,26 @@ def train_loader(
         image_weights: see `TrainLoader.set_image_weights`.
         quad: four images as one of twice the height and width.
         augment: False only letterboxes.
+        unlabelled: an epoch has the data set's unlabelled images too, if it has any; `Batch.labelled` tells them apart.
 
     Raises:
         UserError: no usable image, or no box at all.
     """
-    labels = _labels(spec, "train", single_class)
-    require_boxes(labels, "train")
+    labels = _training_labels(spec, single_class, unlabelled)
     store = ImageStore(labels.paths, labels.shapes, image_size, smooth=not augment, cache=cache, where="train")
     if rect and image_weights:
         log.info("--image-weights: not with --rect, whose batches are fixed")
     if rect and hyp.mosaic:
         log.info("--rect: without mosaic and mixup")
-    plan = rectangles(labels.shapes, batch_size, image_size, stride, pad=0.0) if rect else None
+    plan = rectangles(labels.shapes, batch_size, image_size, stride, 0.0, labels.labelled) if rect else None
     dataset = TrainImages(labels, store, spec.num_classes, hyp, size=image_size, seed=seed, augment=augment)
+    sampler = TrainSampler(
+        len(labels), batch_size, image_size, seed=seed, rank=rank, world_size=world_size, rectangles=plan,
+        labelled=labels.labelled,
+    )  # fmt: skip
     loader = TrainLoader(
         dataset,
-        TrainSampler(len(labels), batch_size, image_size, seed=seed, rank=rank, world_size=world_size, rectangles=plan),
+        sampler,
         stride=stride,
         image_size=image_size,
         workers=workers,
@@ -184,6 +190,17 @@ def _labels(spec: DataSpec, split: str, single_class: bool) -> Labels:
     num_classes = None if single_class else spec.num_classes
     labels = read_labels(images, num_classes, " ".join(spec.sources(split)), split)
     return labels.as_single_class() if single_class else labels
+
+
+def _training_labels(spec: DataSpec, single_class: bool, unlabelled: bool) -> Labels:
+    labels = _labels(spec, "train", single_class)
+    require_boxes(labels, "train")
+    if not spec.unlabelled:
+        return labels
+    if unlabelled:
+        return with_unlabelled(labels, spec)
+    log.info("unlabelled: the images of %s are not used; they take a teacher", ", ".join(spec.unlabelled))
+    return labels
 
 
 def _start_worker(_: int) -> None:

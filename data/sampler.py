@@ -31,13 +31,16 @@ class TrainSampler:
     Args:
         count: number of images.
         rectangles: the batches of --rect; otherwise they are drawn anew for every epoch.
+        labelled: so many of the images, the first ones, have labels; None: all. The others are spread evenly among
+            them: a batch's detection loss is a mean over its labelled images, and few of them would make it noise.
     """
 
     def __init__(
         self, count: int, batch_size: int, size: Size, *, seed: int, rank: int = 0, world_size: int = 1,
-        rectangles: Rectangles | None = None,
+        rectangles: Rectangles | None = None, labelled: int | None = None,
     ) -> None:  # fmt: skip
         self.count = count
+        self.labelled = count if labelled is None else labelled
         self.batch_size = batch_size
         self.size = size
         self.seed = abs(seed)
@@ -46,7 +49,7 @@ class TrainSampler:
         self.rectangles = rectangles
         self.epoch = 0
         self.mosaic = True
-        self.weights: NDArray[np.float64] | None = None  # (count,) how often images are drawn
+        self.weights: NDArray[np.float64] | None = None  # (labelled,) how often images are drawn
 
     def __len__(self) -> int:
         if self.rectangles is not None:
@@ -69,16 +72,25 @@ class TrainSampler:
 
     def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[NDArray[np.int64], Size]]:
         """Batches of rank 0, 1, ... in turn."""
-        if self.weights is None:
-            order = rng.permutation(self.count)
-        else:
-            order = rng.choice(self.count, size=self.count, p=self.weights / self.weights.sum())
+        order = self._order(rng)
         total = math.ceil(self.count / self.world_size) * self.world_size
         order = np.resize(order, total)  # begins again where ranks would get different numbers
         for step in range(len(self)):
             for rank in range(self.world_size):
                 own = order[rank :: self.world_size]
                 yield own[step * self.batch_size : (step + 1) * self.batch_size], self.size
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(count,) labelled images once each, or by weight; unlabelled ones once each."""
+        if self.weights is None:
+            order = rng.permutation(self.labelled)
+        else:
+            order = rng.choice(self.labelled, size=self.labelled, p=self.weights / self.weights.sum())
+        rest = self.count - self.labelled
+        if not rest:
+            return order
+        order = np.concatenate((order, self.labelled + rng.permutation(rest)))
+        return order[np.argsort(even_places(self.labelled, self.count, rng.random(self.count)), kind="stable")]
 
     def _rectangular(
         self, rng: np.random.Generator, rectangles: Rectangles
@@ -96,13 +108,20 @@ class Rectangles(NamedTuple):
     sizes: tuple[Size, ...]
 
 
-def rectangles(shapes: NDArray[np.int32], batch_size: int, size: Size, stride: int, pad: float) -> Rectangles:
+def rectangles(
+    shapes: NDArray[np.int32], batch_size: int, size: Size, stride: int, pad: float, labelled: int | None = None
+) -> Rectangles:
     """Images sorted by height / width, cut into batches.
 
     A batch's size is what its images need when they fit into `size`, plus `pad` strides, rounded up to strides.
+
+    Args:
+        labelled: so many images, the first ones, have labels; None: all. Among images of equal shape the others are
+            spread evenly.
     """
     ratio = shapes[:, 0] / shapes[:, 1]
-    order = np.argsort(ratio, kind="stable")
+    places = even_places(len(shapes) if labelled is None else labelled, len(shapes), 0.5)
+    order = np.lexsort((places, ratio))
     batches, sizes = [], []
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -113,6 +132,18 @@ def rectangles(shapes: NDArray[np.int32], batch_size: int, size: Size, stride: i
     return Rectangles(batches, tuple(sizes))
 
 
+def even_places(labelled: int, count: int, within: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """(count,) numbers in [0, 1) by which to sort, so that labelled images (the first) and others lie evenly mixed.
+
+    Args:
+        within: (count,) or one for all, in [0, 1): where an image lies in the piece of the line that is its own.
+    """
+    rest = count - labelled
+    numbers = np.concatenate((np.arange(labelled), np.arange(rest)))
+    totals = np.repeat((labelled, rest), (labelled, rest))
+    return (numbers + within) / totals
+
+
 def squares(count: int, batch_size: int, size: Size) -> Rectangles:
     """Batches in the order of the images, all of one size."""
     batches = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -120,15 +151,15 @@ def squares(count: int, batch_size: int, size: Size) -> Rectangles:
 
 
 def weigh_images(labels: Labels, per_class: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) how often to draw each image: the sum over its boxes of their class's weight, rare classes counting more.
+    """(n,) how often to draw each labelled image: the sum over its boxes of their class's weight, rare ones more.
 
     Args:
         per_class: (C,) such as (1 - mAP)², so that what is not learnt yet is seen more.
     """
     counts = labels.class_counts(len(per_class))[: len(per_class)]
     weights = np.asarray(per_class, dtype=np.float64) / np.maximum(counts, 1)
-    found = np.bincount(labels.image_of_row, weights[labels.rows[:, 0].astype(np.int64)], minlength=len(labels))
-    return found if found.sum() > 0 else np.ones(len(labels))
+    found = np.bincount(labels.image_of_row, weights[labels.rows[:, 0].astype(np.int64)], minlength=labels.labelled)
+    return found if found.sum() > 0 else np.ones(labels.labelled)
 
 
 class EvalSampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -40,7 +40,15 @@ def label_path(image: str) -> str:
 
 def scan(images: Sequence[str], num_classes: int | None, where: str) -> Scanned:
     """Checks all files; see `data.labels` for what is kept."""
-    check = partial(check_one, num_classes=num_classes)
+    return _scan(images, partial(check_one, num_classes=num_classes), where)
+
+
+def scan_unlabelled(images: Sequence[str], where: str) -> Scanned:
+    """Checks all images and looks at no label file."""
+    return _scan(images, check_image, where)
+
+
+def _scan(images: Sequence[str], check: Callable[[str], Checked], where: str) -> Scanned:
     with _mapper(len(images)) as mapper:
         bar = tqdm(mapper(check, images), f"{where}: checking", len(images), delay=1, disable=not is_main())
         return _collect(bar)
@@ -48,19 +56,26 @@ def scan(images: Sequence[str], num_classes: int | None, where: str) -> Scanned:
 
 def check_one(image: str, num_classes: int | None) -> Checked:
     """Checks one image and its labels. Without a label file, or with an empty one, it is background."""
-    try:
-        shape = image_size(image)
-    except BadImage as error:
-        return Checked(None, NOTHING, (Problem(image, 0, str(error)),))
+    checked = check_image(image)
+    if checked.shape is None:
+        return checked
     path = label_path(image)
     try:
         text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
     except FileNotFoundError:
-        return Checked(shape, NOTHING, ())
+        return checked
     except OSError as error:
         return Checked(None, NOTHING, (Problem(path, 0, f"cannot be read: {error.strerror}"),))
     rows = parse(text, num_classes)
-    return Checked(shape, rows, tuple(Problem(path, line, reason) for line, reason in rows.problems))
+    return Checked(checked.shape, rows, tuple(Problem(path, line, reason) for line, reason in rows.problems))
+
+
+def check_image(image: str) -> Checked:
+    """Checks one image alone."""
+    try:
+        return Checked(image_size(image), NOTHING, ())
+    except BadImage as error:
+        return Checked(None, NOTHING, (Problem(image, 0, str(error)),))
 
 
 def _collect(checked: Iterable[Checked]) -> Scanned:

@@ -20,6 +20,7 @@ from utils.files import ROOT
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = ("unlabelled", "unlabeled")  # the key as people spell it
 FOLDER = ROOT / "data"
 DATASETS = ROOT.parent / "datasets"  # where downloads go, beside the repository
 
@@ -36,13 +37,14 @@ class DataSpec:
     names: tuple[str, ...]
     source: Path  # the YAML file
     named: bool = True  # False: the file gives no names, `names` are made up
+    unlabelled: tuple[str, ...] = ()  # sources of images that a teacher alone can say something about
 
     def as_single_class(self) -> DataSpec:
         """The same images; what is in them is an "item", where it had several classes."""
         return self if self.num_classes == 1 else replace(self, num_classes=1, names=("item",), named=False)
 
     def sources(self, split: str) -> tuple[str, ...]:
-        """The sources of 'train', 'val' or 'test'; UserError where the file has none."""
+        """The sources of 'train', 'val', 'test' or 'unlabelled'; UserError where the file has none."""
         found: tuple[str, ...] = getattr(self, split)
         if not found:
             raise UserError(f"{self.source}: has no '{split}' images")
@@ -73,6 +75,7 @@ def read_data(name: str | Path) -> DataSpec:
             content = {**{split: f"images/{split}" for split in SPLITS}, **content, "path": str(folder)}
             content.pop("download", None)
         path, found = _locate(content, file)
+        unlabelled = _unlabelled(content, path, file)
     return DataSpec(
         path=path,
         train=found["train"],
@@ -82,6 +85,7 @@ def read_data(name: str | Path) -> DataSpec:
         names=names,
         source=file,
         named=named,
+        unlabelled=unlabelled,
     )
 
 
@@ -177,6 +181,23 @@ def _locate(content: Mapping[str, Any], file: Path) -> tuple[Path, dict[str, tup
         hint = f"\ndownload: {content['download']}" if content.get("download") else ""
         raise UserError(f"{file}: its images are not there; tried\n{tried}{hint}")
     return found
+
+
+def _unlabelled(content: Mapping[str, Any], path: Path, file: Path) -> tuple[str, ...]:
+    """Sources of unlabelled images, relative to the data set's folder, which the labelled images have decided on.
+
+    They do not take part in the search for it: a pool of images that is absent would set off a download of what is
+    there.
+    """
+    spelt = [key for key in UNLABELLED if content.get(key)]
+    if len(spelt) > 1:
+        raise UserError(f"{file}: has both {' and '.join(spelt)}; use one of them")
+    entries = _entries(content[spelt[0]], f"{file}: {spelt[0]}") if spelt else ()
+    found = {entry: _source(path, entry) for entry in entries}
+    absent = "\n".join(f"  {path / Path(entry).expanduser()}" for entry, source in found.items() if source is None)
+    if absent:
+        raise UserError(f"{file}: {spelt[0]}: its images are not there; tried\n{absent}")
+    return tuple(str(source) for source in found.values())
 
 
 def _entries(value: Any, where: str) -> tuple[str, ...]:

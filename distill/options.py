@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 
 def positive(where: str, value: object) -> float:
@@ -21,10 +22,31 @@ def not_negative(where: str, value: object) -> float:
     raise UserError(f"{where}: got {value!r}, expected a number of at least 0")
 
 
+def whole(where: str, value: object) -> int:
+    """A whole number above 0."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise UserError(f"{where}: got {value!r}, expected a whole number above 0")
+
+
 def flag(where: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise UserError(f"{where}: got {value!r}, expected true or false")
+
+
+def share(where: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if _is_number(value) and 0 <= value <= 1:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise UserError(f"{where}: got {value!r}, expected a number from 0 to 1")
+
+
+def choice(where: str, value: object, known: Sequence[str]) -> str:
+    """One of the known words."""
+    if isinstance(value, str) and value in known:
+        return value
+    raise UserError(f"{where}: got {value!r}{nearest(value, known) or ';'} known: {', '.join(known)}")
 
 
 def _is_number(value: object) -> bool:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.cutmix import draw_cut
+from distill.features.base import float_map, standardise
 from distill.levels import by_stride, report_unmatched
 from utils.errors import UserError
 from utils.types import Batch, FeatureInfo, Prediction
@@ -24,9 +27,68 @@ class Lesson(NamedTuple):
     stride: int  # of both maps
     taught: Prediction | None  # the teacher's raw levels; None unless a method says `needs_prediction`
     head: nn.Module  # the teacher's, to decode them with
+    strides: tuple[int, ...] = ()  # of the levels of `taught`; here, since asking the head would wait for the GPU
 
 
-class FeaturePair(nn.Module):
+class _Pair(nn.Module):
+    """What a pair says of itself, and how its maps come to lie side by side.
+
+    Args:
+        cutmix: chance of a step in training that a rectangle is swapped between the images of the batch, the same for
+            student and teacher (`distill.cutmix`). Swapped before the adapter: that works on each position alone, and
+            statistics of a batch do not feel which image a position is in, so nothing but what the loss itself relates
+            can tell, and there are fewer channels to copy. A loss that compares position by position (mimic, l1, l2)
+            has the same value with it as without.
+
+    Raises:
+        UserError: `cutmix` for a loss that looks at boxes or predictions, which are not swapped.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        students: Sequence[FeatureInfo],
+        teachers: Sequence[FeatureInfo],
+        loss: FeatureLoss,
+        cutmix: float,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.student_layers = tuple(info.layer for info in students)
+        self.teacher_layers = tuple(info.layer for info in teachers)
+        self.name = f"kd_{method}_layer{'_'.join(map(str, self.student_layers))}"
+        self.stride = max(info.stride for info in students)  # of the deepest layer
+        self.loss = loss
+        self.cutmix = cutmix
+        if cutmix and (loss.needs_boxes or loss.needs_prediction):
+            looks = "boxes" if loss.needs_boxes else "predictions"
+            raise UserError(
+                f"feature loss '{method}': cutmix {cutmix:g}: it looks at {looks}, which stay where they are "
+                "while maps are cut; leave cutmix out"
+            )
+
+    def _side_by_side(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Both sides' map of each layer, on the student's grid."""
+        maps = []
+        cut = draw_cut(self.cutmix, len(students[0])) if self.cutmix and self.training else None
+        for place, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+            self._require_one_shape(place, student, teacher)
+            teacher = _on_grid(teacher.detach(), *student.shape[2:])
+            maps.append((cut.paste(student), cut.paste(teacher)) if cut else (student, teacher))
+        return maps
+
+    def _require_one_shape(self, place: int, student: Tensor, teacher: Tensor) -> None:
+        """That both see the same images: sides are in one ratio, but for a position of either grid."""
+        (height, width), (rows, columns) = student.shape[2:], teacher.shape[2:]
+        if abs(height * columns - width * rows) <= max(height, width, rows, columns):
+            return
+        raise UserError(
+            f"{self.name}: student layer {self.student_layers[place]} is {(height, width)} but teacher layer "
+            f"{self.teacher_layers[place]} is {(rows, columns)}; both must see images of one shape"
+        )
+
+
+class FeaturePair(_Pair):
     """An adapter and a loss between one layer of the student and one of the teacher.
 
     The adapter is what the loss asks for: `"conv_bn"`, a 1x1 convolution from the student's channels to the teacher's
@@ -34,46 +96,68 @@ class FeaturePair(nn.Module):
     nothing. All of it belongs to the student's side: it learns, and is thrown away after training.
     """
 
-    def __init__(self, method: str, student: FeatureInfo, teacher: FeatureInfo, loss: FeatureLoss) -> None:
-        super().__init__()
-        self.method = method
-        self.name = f"kd_{method}_layer{student.layer}"
-        self.student = student
-        self.teacher = teacher
-        self.adapter, self.student_norm, self.teacher_norm = _adapter(loss.adapter, student.channels, teacher.channels)
-        self.loss = loss
+    def __init__(
+        self, method: str, student: FeatureInfo, teacher: FeatureInfo, loss: FeatureLoss, cutmix: float = 0.0
+    ) -> None:
+        super().__init__(method, [student], [teacher], loss, cutmix)
+        self.student, self.teacher = student, teacher
+        self.adapter = _adapter(loss.adapter, student, teacher)
 
-    def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
-        """(B, C, H, W) and (B, C', H, W) of one image size -> float32 scalar."""
-        if student.shape[2:] != teacher.shape[2:]:
-            raise ValueError(
-                f"{self.name}: student layer {self.student.layer} is {tuple(student.shape[2:])} but teacher layer "
-                f"{self.teacher.layer} is {tuple(teacher.shape[2:])}; both must see images of one size"
-            )
+    def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], lesson: Lesson) -> Tensor:
+        """One map (B, C, H, W) of each side -> float32 scalar."""
+        ((student, teacher),) = self._side_by_side(student_maps, teacher_maps)
         student = self.adapter(student)
         with torch.autocast(student.device.type, enabled=False):  # statistics and losses of float16 maps overflow
-            student = self.student_norm(_rows(student))
-            teacher = self.teacher_norm(_rows(teacher.detach()))
-            value: Tensor = self.loss(student, teacher, lesson)
+            if self.loss.adapter == "conv_bn":
+                return self.loss.standardised(student, teacher, lesson)
+            value: Tensor = self.loss(float_map(student), float_map(teacher), lesson)
+            return value
+
+
+class FlowPair(_Pair):
+    """Adapters and a loss between two layers of the student and two of the teacher, finer ones first.
+
+    For losses that `spans` two layers: they get two maps of each side. Each layer has an adapter of its own.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        students: Sequence[FeatureInfo],
+        teachers: Sequence[FeatureInfo],
+        loss: FeatureLoss,
+        cutmix: float = 0.0,
+    ) -> None:
+        super().__init__(method, students, teachers, loss, cutmix)
+        layers = zip(students, teachers, strict=True)
+        self.adapters = nn.ModuleList(_adapter(loss.adapter, student, teacher) for student, teacher in layers)
+
+    def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], lesson: Lesson) -> Tensor:
+        """Two maps (B, C, H, W) of each side -> float32 scalar."""
+        maps = self._side_by_side(student_maps, teacher_maps)
+        students = [adapter(student) for adapter, (student, _) in zip(self.adapters, maps, strict=True)]
+        prepare = standardise if self.loss.adapter == "conv_bn" else float_map
+        with torch.autocast(students[0].device.type, enabled=False):
+            own, shown = [prepare(student) for student in students], [prepare(teacher) for _, teacher in maps]
+            value: Tensor = self.loss(own, shown, lesson)
         return value
 
 
-def _rows(x: Tensor) -> Tensor:
-    """The map in float32, in channels_last memory: batch statistics take a third of the time there (CPU)."""
-    return x.to(torch.float32, memory_format=torch.channels_last)
-
-
-def _adapter(kind: str | None, c_student: int, c_teacher: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The student's translation, its normalisation, and the teacher's."""
+def _adapter(kind: str | None, student: FeatureInfo, teacher: FeatureInfo) -> nn.Module:
+    """The student's translation into the teacher's channels."""
     if kind is None:
-        return nn.Identity(), nn.Identity(), nn.Identity()
-    if kind == "conv":
-        return nn.Conv2d(c_student, c_teacher, 1), nn.Identity(), nn.Identity()
-    if kind == "conv_bn":
-        # a pair lives in training only, so running statistics would be kept, saved and synchronised for nobody
-        norms = [nn.BatchNorm2d(c_teacher, affine=False, track_running_stats=False) for _ in range(2)]
-        return nn.Conv2d(c_student, c_teacher, 1, bias=False), norms[0], norms[1]
+        return nn.Identity()
+    if kind in ("conv", "conv_bn"):
+        return nn.Conv2d(student.channels, teacher.channels, 1, bias=kind == "conv")
     raise ValueError(f"unknown adapter {kind!r}; known: 'conv_bn', 'conv', None")
+
+
+def _on_grid(x: Tensor, height: int, width: int) -> Tensor:
+    """The map of a model that sees the same images at another size, resized (bilinear) if need be."""
+    if x.shape[2:] == (height, width):
+        return x
+    shrinks = x.shape[2] > height or x.shape[3] > width
+    return F.interpolate(x.float(), (height, width), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def match_layers(

@@ -12,7 +12,12 @@ from utils.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
-_RIVALS = (("--cos-lr", "--linear-lr", "--poly-lr"), ("--optimizer", "--adam"), ("--rect", "--no-rect"))
+_RIVALS = (
+    ("--cos-lr", "--linear-lr", "--poly-lr"),
+    ("--optimizer", "--adam"),
+    ("--rect", "--no-rect"),
+    ("--anchors", "--noautoanchor"),
+)
 
 
 def parse(script: str, argv: Sequence[str], defaults: object) -> dict[str, Any]:
@@ -30,8 +35,9 @@ def parse(script: str, argv: Sequence[str], defaults: object) -> dict[str, Any]:
         _refuse(script, strange[0])
     _refuse_contradictions(words)
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
-    if "imgsz" in given:
-        given["imgsz"] = _height_width(given["imgsz"])
+    for flag in ("imgsz", "t_imgsz"):
+        if flag in given:
+            given[flag] = _height_width(f"--{flag}", given[flag])
     return given
 
 
@@ -120,14 +126,14 @@ def _refuse_contradictions(words: Sequence[str]) -> None:
             raise UserError(f"{found[0]} and {found[1]} contradict each other; give one of them")
 
 
-def _height_width(sizes: Sequence[int]) -> tuple[int, int]:
+def _height_width(flag: str, sizes: Sequence[int]) -> tuple[int, int]:
     if len(sizes) == 1:
         return sizes[0], sizes[0]
     if len(sizes) != 2:
-        raise UserError(f"--imgsz: got {len(sizes)} numbers, expected one, or height and width")
+        raise UserError(f"{flag}: got {len(sizes)} numbers, expected one, or height and width")
     height, width = sizes
     log.info(
-        "--imgsz %d %d: height %d, width %d, in training and validation (YOLOv7's --img-size TRAIN TEST is not this)",
-        *(height, width, height, width),
+        "%s %d %d: height %d, width %d, in training and validation (YOLOv7's --img-size TRAIN TEST is not this)",
+        *(flag, height, width, height, width),
     )
     return height, width

@@ -97,6 +97,17 @@ _RESULTS = (
     _switch("--verbose", "layer tables (the numbers that student_kd_layers means), every class"),
 )
 
+_TEACHERS = (
+    _flag("--t_weights", "the teacher's checkpoint, or several", also="--teacher-weights", nargs="+", metavar="FILE"),
+    _flag(
+        "--t_cfg",
+        "its architecture, where the file does not say",
+        also="--teacher-cfg",
+        nargs="+",
+        metavar="CFG",
+    ),
+)
+
 TRAIN_FLAGS: Groups = (
     (
         "what is trained, on what",
@@ -112,7 +123,12 @@ TRAIN_FLAGS: Groups = (
     (
         "recipe",
         (
-            _flag("--hyp", "hyper-parameters: a file, or one of ours in hyp/ (scratch-low, finetune ...)"),
+            _flag(
+                "--hyp",
+                "hyper-parameters: files, or ours in hyp/ (scratch-low, finetune ...); of several, later ones override",
+                nargs="+",
+                metavar="FILE",
+            ),
             _flag("--epochs", "passes over the training images", type=_number(int, low=1), metavar="N"),
             _flag("--batch-size", "images a batch, over all GPUs", also="--batch", type=_batch_size, metavar="N"),
             _flag("--optimizer", f"{', '.join(OPTIMIZERS)}; default the recipe's, else SGD", type=_one_of(*OPTIMIZERS)),
@@ -125,6 +141,12 @@ TRAIN_FLAGS: Groups = (
             _flag("--patience", "stop after N epochs without gain, 0 never", type=_number(int, low=0), metavar="N"),
             _flag("--clip-grad", "largest norm of the gradient", type=_number(float, above=0), metavar="X"),
             _switch("--noautoanchor", "keep the anchors even if they fit the data badly"),
+            _flag(
+                "--anchors",
+                "new ones: auto, from the labels; predicted, from the boxes that the starting weights predict",
+                type=_one_of("auto", "predicted"),
+                metavar="auto|predicted",
+            ),
             _flag("--seed", "of all chance", type=_number(int, low=0), metavar="N"),
         ),
     ),
@@ -177,10 +199,33 @@ DISTILL_FLAGS: Groups = (
     (
         "teacher",
         (
-            _flag("--t_weights", "the teacher's checkpoint", also="--teacher-weights"),
-            _flag("--t_cfg", "its architecture, where the file does not say", also="--teacher-cfg"),
-            _switch("--d_output", "learn from its outputs (default)"),
-            _switch("--d_feature", "learn from its outputs and features"),
+            *_TEACHERS,
+            _flag(
+                "--t_kind",
+                "frozen (default), online: trained along, self: an average of the student; default the recipe's",
+                type=_one_of("frozen", "online", "self"),
+                metavar="frozen|online|self",
+            ),
+            _flag("--t_device", "of the teachers, where it is not the student's", metavar="D"),
+            _flag(
+                "--t_imgsz",
+                "image size of the teachers, where it is not the student's",
+                type=_number(int, low=32),
+                nargs="+",
+                metavar="N",
+            ),
+            _flag(
+                "--d_output",
+                "learn from outputs (default): these methods, or the recipe's; none for none",
+                nargs="*",
+                metavar="NAME",
+            ),
+            _flag(
+                "--d_feature",
+                "learn from features too: these methods, or the recipe's",
+                nargs="*",
+                metavar="NAME",
+            ),
             _switch("--baseline", "first train the same student without a teacher, and compare"),
         ),
     ),
@@ -193,8 +238,7 @@ VAL_FLAGS: Groups = (
         (
             _flag("--weights", "one checkpoint or several, compared in one table", nargs="+"),
             _flag("--cfg", "their architecture, where the file does not say"),
-            _flag("--t_weights", "a teacher to compare with", also="--teacher-weights"),
-            _flag("--t_cfg", "its architecture, where the file does not say", also="--teacher-cfg"),
+            *_TEACHERS,
             _flag("--data", "data set: a YAML file, or one of ours (coco, coco128, VOC, VisDrone, demo)"),
             _flag("--task", "train, val, test: which images; speed", type=_one_of("train", "val", "test", "speed")),
             _switch("--single-cls", "treat all classes as one"),

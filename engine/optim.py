@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from utils.hyp import Hyp
+from utils.phases import stretch_at
 from utils.registry import find
 from utils.types import Progress
 
@@ -111,8 +112,15 @@ class Timetable:
         return max(round(self.hyp.warmup_epochs * progress.steps_per_epoch), 100)
 
     def learning_rate(self, progress: Progress, group: str) -> float:
-        """Decays a step an epoch; biases warm up from `warmup_bias_lr`, everything else from 0."""
-        rate = self.recipe.lr0 * decay(self.kind, progress.epoch / progress.epochs, self.hyp.lrf)
+        """Decays a step an epoch; biases warm up from `warmup_bias_lr`, everything else from 0.
+
+        Where the recipe has phases, each decays by itself, from its own learning rate if it has one.
+        """
+        lr0, epoch, epochs = self.recipe.lr0, progress.epoch, progress.epochs
+        part = stretch_at(self.hyp.phases, epoch, epochs)
+        if part is not None:
+            lr0, epoch, epochs = part.phase.lr0 or lr0, epoch - part.start, part.epochs
+        rate = lr0 * decay(self.kind, epoch / epochs, self.hyp.lrf)
         warm = self._warmth(progress)
         start = self.recipe.warmup_bias_lr if group == "biases" else 0.0
         return start + (rate - start) * warm

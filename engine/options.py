@@ -7,6 +7,7 @@ spellings that people bring from YOLOv5 and YOLOv7 work; those of features that 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,11 @@ from engine.command_line import parse, spelling
 from utils.config import from_mapping, read_yaml, to_mapping, write_mapping
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.hyp import DEFAULT, Hyp, read_hyp
+from utils.hyp import DEFAULT, Hyp, TeacherRole, read_hyp
+
+log = logging.getLogger(__name__)
+
+Methods = Mapping[str, Mapping[str, Any]]
 
 # what runs where the user names neither a model nor data; one flag of theirs replaces one entry
 DEMO: Mapping[str, Any] = MappingProxyType(
@@ -27,21 +32,24 @@ DEMO: Mapping[str, Any] = MappingProxyType(
         "weights": "",
         "cfg": "yolov5p",
         "data": "demo.yaml",
-        "hyp": "hyp/demo.yaml",
+        "hyp": ("hyp/demo.yaml",),
         "imgsz": (192, 192),
         "epochs": 13,
         "batch_size": 8,
         "workers": 0,  # its pictures are in memory: a worker would take more from the training than it gives
         "val_period": 4,
         "name": "demo",
-        "t_weights": str(ROOT / "weights" / "demo-teacher.pt"),
-        "d_feature": True,
+        "t_weights": (str(ROOT / "weights" / "demo-teacher.pt"),),
+        "d_feature": (),
         "baseline": False,
     }
 )
-_OWN_MATTER = frozenset({"weights", "cfg", "data", "t_weights", "t_cfg", "resume"})  # any of these: not the demo
+# any of these: not the demo
+_OWN_MATTER = frozenset({"weights", "cfg", "data", "t_weights", "t_cfg", "t_kind", "resume"})
 # the rest of a resumed run's options is its own; a teacher may have moved
-_RESUME_TAKES = frozenset({"resume", "project", "device", "workers", "cache", "verbose", "noplots", "t_weights"})
+_RESUME_TAKES = frozenset(
+    {"resume", "project", "device", "t_device", "workers", "cache", "verbose", "noplots", "t_weights"}
+)
 
 
 # -- the records ------------------------------------------------------------------------------------------------------
@@ -81,12 +89,26 @@ class _Record:
 
 
 @dataclass(frozen=True)
+class _Teachers:
+    """What every script that has teachers shares."""
+
+    t_weights: tuple[str, ...] = ()
+    t_cfg: tuple[str, ...] = ()
+
+    def teachers(self) -> list[tuple[str, str]]:
+        """(weights, architecture) of each; '' where it is not given."""
+        count = max(len(self.t_weights), len(self.t_cfg))
+        cfgs = self.t_cfg if len(self.t_cfg) != 1 else self.t_cfg * count  # one is said of all
+        return [(_at(self.t_weights, index), _at(cfgs, index)) for index in range(count)]
+
+
+@dataclass(frozen=True)
 class Options(_Record):
     """Of train.py."""
 
     weights: str = "yolov5s.pt"  # '' is from scratch
     cfg: str = ""
-    hyp: str = DEFAULT
+    hyp: tuple[str, ...] = (DEFAULT,)
     epochs: int = 100
     rect: bool = False
     multi_scale: bool = False
@@ -99,6 +121,7 @@ class Options(_Record):
     close_mosaic: int = 0
     freeze: tuple[int, ...] = ()  # as given; see `frozen_layers`
     noautoanchor: bool = False
+    anchors: str = ""  # auto, predicted
     patience: int = 100  # 0 is never
     clip_grad: float = 10.0
     amp: str = "auto"  # auto, on, off, bf16, fp16
@@ -118,26 +141,25 @@ class Options(_Record):
 
 
 @dataclass(frozen=True)
-class DistillOptions(Options):
+class DistillOptions(_Teachers, Options):
     """Of train_distill.py."""
 
     weights: str = ""
-    t_weights: str = ""
-    t_cfg: str = ""
-    d_output: bool = False
-    d_feature: bool = False  # outputs and features; neither flag: outputs
+    t_kind: str | None = None  # None: the recipe's, else frozen
+    t_device: str = ""  # '' is the student's
+    t_imgsz: tuple[int, ...] = ()  # () is the student's
+    d_output: tuple[str, ...] | None = None  # names; () and None: the recipe's, else the default
+    d_feature: tuple[str, ...] | None = None  # names; (): the recipe's, else the default; None: none
     baseline: bool = False
     project: str = "runs/distill"
 
 
 @dataclass(frozen=True)
-class ValOptions(_Record):
+class ValOptions(_Teachers, _Record):
     """Of val.py."""
 
     weights: tuple[str, ...] = ()
-    t_weights: str = ""
     cfg: str = ""
-    t_cfg: str = ""
     batch_size: int = 16  # small: rectangular batches pad less, and the reference scores were recorded with it
     task: str = "val"  # train, val, test, speed
     conf_thres: float = 0.001
@@ -181,10 +203,7 @@ def distill_options(argv: Sequence[str] | None = None) -> DistillOptions:
     options = _parse("train_distill.py", DistillOptions, argv)
     if options.resume is None:
         if not options.t_weights:
-            raise UserError(
-                "--t_weights is missing: name the teacher's weights, such as --t_weights yolov5m.pt "
-                "(without any argument the demo runs)"
-            )
+            teacher_roles(options, read_hyp(*options.hyp))  # some teachers need none
         _need(options, weights=True)
     return options
 
@@ -203,13 +222,73 @@ def val_options(argv: Sequence[str] | None = None) -> ValOptions:
 
 
 def recipe(options: Options) -> Hyp:
-    """The hyper-parameters of this run: the file of --hyp, with what the command line says instead.
+    """The hyper-parameters of this run: the files of --hyp, with what the command line says instead.
 
-    `optimizer` is a name afterwards, SGD where nobody chose.
+    `optimizer` is a name afterwards, SGD where nobody chose. For a distillation, `outputs` and `features` are the
+    methods that are used (None: the default), and `teachers` has a role for each.
     """
-    hyp = read_hyp(options.hyp)
+    hyp = read_hyp(*options.hyp)
     smoothing = hyp.label_smoothing if options.label_smoothing is None else options.label_smoothing
-    return dataclasses.replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD", label_smoothing=smoothing)
+    hyp = dataclasses.replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD", label_smoothing=smoothing)
+    if not isinstance(options, DistillOptions):
+        return hyp
+    outputs, features = _methods(options, hyp)
+    return dataclasses.replace(hyp, teachers=teacher_roles(options, hyp), outputs=outputs, features=features)
+
+
+def teacher_roles(options: DistillOptions, hyp: Hyp) -> tuple[TeacherRole, ...]:
+    """How each teacher teaches, in the order of --t_weights; those that are the student itself have no weights.
+
+    Raises:
+        UserError: no teacher, a frozen one without weights, or roles and weights that do not go together.
+    """
+    sources = options.teachers()
+    roles = hyp.teachers or (TeacherRole(kind="self" if options.t_kind == "self" else "frozen"),) * max(1, len(sources))
+    if options.t_kind is not None:
+        roles = tuple(dataclasses.replace(role, kind=options.t_kind) for role in roles)
+    others = [role for role in roles if role.kind != "self"]
+    if not sources and others:
+        raise UserError(
+            "--t_weights is missing: name the teacher's weights, such as --t_weights yolov5m.pt "
+            "(without any argument the demo runs)"
+        )
+    if len(sources) != len(others):
+        named = ", ".join(role.kind for role in roles)
+        raise UserError(f'{len(sources)} teachers on the command line, but the roles are {named}; "self" needs none')
+    for (weights, cfg), role in zip(sources, others, strict=True):
+        if role.kind == "frozen" and not weights:
+            raise UserError(
+                f"--t_cfg {cfg}: a frozen teacher of random weights teaches nothing; give --t_weights, or "
+                "--t_kind online"
+            )
+    return roles
+
+
+def _methods(options: DistillOptions, hyp: Hyp) -> tuple[Methods | None, Methods | None]:
+    """The output and feature losses of the recipe that the flags leave or name; None is the default."""
+    outputs = _named(options.d_output, hyp.outputs)
+    if options.d_feature is None and outputs != {}:
+        if hyp.features:
+            log.warning("features of the recipe are not used: %s (--d_feature uses them)", ", ".join(hyp.features))
+        return outputs, {}
+    if options.d_output == () and options.d_feature is None:
+        raise UserError(f"--d_output: {' '.join(options.hyp)} says outputs: {{}}, so nothing is left; name a method")
+    return outputs, _named(options.d_feature, hyp.features)
+
+
+def _named(names: tuple[str, ...] | None, recipe: Methods | None) -> Methods | None:
+    if not names:
+        return recipe
+    if names == ("none",):
+        return {}
+    return {name: (recipe or {}).get(name, {}) for name in names}
+
+
+def whole_run(options: R, hyp: Hyp) -> R:
+    """The options of a run whose recipe has phases: as many epochs as these, unless --epochs says otherwise."""
+    if not hyp.phases or "epochs" in options.explicit or not isinstance(options, DistillOptions):
+        return options
+    return dataclasses.replace(options, epochs=sum(phase.epochs for phase in hyp.phases))
 
 
 def _parse(script: str, record: type[R], argv: Sequence[str] | None) -> R:
@@ -222,6 +301,10 @@ def _parse(script: str, record: type[R], argv: Sequence[str] | None) -> R:
             embedded.pop("d_feature", None)
         given = embedded | given
     return record(**given, explicit=explicit)
+
+
+def _at(values: tuple[str, ...], index: int) -> str:
+    return values[index] if index < len(values) else ""
 
 
 def _need(options: Options | ValOptions, weights: bool) -> None:

@@ -14,33 +14,39 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def choose_device(name: str) -> torch.device:
-    """`''` takes a GPU where there is one; under torchrun each rank takes its own.
+def choose_device(name: str, flag: str = "--device") -> torch.device:
+    """`''` takes a GPU where there is one; under torchrun each rank takes its own. It becomes the process's own.
 
     Raises:
         UserError: the device is not there, or several are named without torchrun.
     """
+    device = find_device(name, flag)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def find_device(name: str, flag: str) -> torch.device:
+    """As `choose_device`, for a second device beside the process's own."""
     name = name.strip().lower().removeprefix("cuda:")
     if name in ("cpu", "mps"):
         return torch.device(name)
     wanted = [part for part in name.split(",") if part] if name not in ("", "cuda") else []
     if not all(part.isdigit() for part in wanted):
-        raise UserError(f"--device: got '{name}', expected cpu, mps, or the numbers of GPUs such as 0 or 0,1")
+        raise UserError(f"{flag}: got '{name}', expected cpu, mps, or the numbers of GPUs such as 0 or 0,1")
     if not torch.cuda.is_available():
         if wanted or name == "cuda":
-            raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+            raise UserError(f"{flag} {name}: this PyTorch sees no CUDA device; use {flag} cpu")
         return torch.device("cpu")
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if len(wanted) > 1 and ranks == 1:
         raise UserError(
-            f"--device {name}: one process drives one GPU; start with torchrun --nproc_per_node {len(wanted)}"
+            f"{flag} {name}: one process drives one GPU; start with torchrun --nproc_per_node {len(wanted)}"
         )
     index = int(wanted[dist.local_rank() % len(wanted)]) if wanted else dist.local_rank()
     if index >= torch.cuda.device_count():
-        raise UserError(f"--device: GPU {index} asked for, but there are {torch.cuda.device_count()}")
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
-    return device
+        raise UserError(f"{flag}: GPU {index} asked for, but there are {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
 
 
 def cpu_has_bf16() -> bool:
@@ -62,8 +68,16 @@ def choose_precision(device: torch.device, amp: str) -> torch.dtype | None:
 
 
 def teacher_precision(device: torch.device, precision: torch.dtype | None) -> torch.dtype | None:
-    """What a frozen teacher computes in: half precision where the student's training does, None for float32."""
-    return precision if device.type in ("cuda", "cpu") else None
+    """What a frozen teacher computes in: half precision where the student's training does, None for float32.
+
+    Args:
+        device: the teacher's, which may be another than the student's.
+    """
+    if device.type == "mps":
+        return None
+    if device.type == "cpu" and precision is torch.float16:  # which CPUs have no arithmetic for
+        return choose_precision(device, "auto")
+    return precision
 
 
 def autocast(device: torch.device, precision: torch.dtype | None) -> contextlib.AbstractContextManager:

@@ -27,7 +27,7 @@ from engine.loggers.figures import Figures
 from engine.loggers.table import CsvTable
 from engine.loggers.tensorboard import TensorBoard
 from engine.optim import Timetable, build_optimizer, choose, decay_scale
-from engine.options import Options, ValOptions, options_from_file, recipe, resumed
+from engine.options import Options, ValOptions, options_from_file, recipe, resumed, whole_run
 from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
 from engine.runs import environment, find_run
@@ -95,8 +95,12 @@ class Session(Generic[OptionsT]):
         freeze(model, self.options.frozen_layers)
         return model.to(self.device).to(memory_format=torch.channels_last)
 
-    def load_data(self, stride: int) -> None:
-        """Loaders and evaluator, with image sides rounded up to multiples of `stride`."""
+    def load_data(self, stride: int, unlabelled: bool = False) -> None:
+        """Loaders and evaluator, with image sides rounded up to multiples of `stride`.
+
+        Args:
+            unlabelled: whether the data set's images without labels join in.
+        """
         options, world = self.options, dist.world_size()
         self.image_size = rounded_size(options.imgsz, stride)
         if max(self.image_size) == stride:
@@ -124,6 +128,7 @@ class Session(Generic[OptionsT]):
                 rect=options.rect,
                 image_weights=options.image_weights,
                 quad=options.quad,
+                unlabelled=unlabelled,
                 **common,
             )
         if dist.is_main():
@@ -138,24 +143,36 @@ class Session(Generic[OptionsT]):
         """Checks the anchors of a student against the labels; what is estimated instead, later students get too."""
         if self.continues() or (self.options.noautoanchor and not model.head.provisional):
             return
-        if fit_anchors(model.head, self.loader.dataset, self.image_size, self.hyp.anchor_t, self.options.seed):
+        options, mode = self.options, self.options.anchors or "check"
+        images, threshold = self.loader.dataset, self.hyp.anchor_t
+        if fit_anchors(model, images, self.image_size, threshold, options.seed, mode, options.workers):
             self.anchors = model.head.anchors_px.flatten(1).tolist()
 
     def criterion(self, model: Model) -> AnchorLoss:
         head: Any = model.head
         return AnchorLoss(head, self.hyp, self.image_size).to(self.device)
 
-    def fit(self, task: nn.Module, folder: Path | None = None, callbacks: tuple[Callback, ...] = ()) -> Outcome:
-        """Trains a task to its end, or continues it, or finds that it is complete already."""
-        options, folder = self.options, folder or self.folder
+    def fit(
+        self,
+        task: nn.Module,
+        folder: Path | None = None,
+        callbacks: tuple[Callback, ...] = (),
+        hyp: Hyp | None = None,
+    ) -> Outcome:
+        """Trains a task to its end, or continues it, or finds that it is complete already.
+
+        Args:
+            hyp: instead of the session's; a baseline leaves out the phases.
+        """
+        options, folder, hyp = self.options, folder or self.folder, hyp or self.hyp
         task = task.to(self.device)
         if options.sync_bn:
             task = self._synchronised(task)
         iterations = options.epochs * len(self.loader)
-        chosen = choose(self.hyp.optimizer or "SGD", self.hyp, iterations, self.data.num_classes)
-        decays = self.hyp.weight_decay * decay_scale(options.batch_size, self.hyp.nominal_batch)
+        chosen = choose(hyp.optimizer or "SGD", hyp, iterations, self.data.num_classes)
+        decays = hyp.weight_decay * decay_scale(options.batch_size, hyp.nominal_batch)
         optimizer = build_optimizer(task, chosen, decays)
-        plan = self.plan(folder, Timetable(chosen, self.hyp, options.lr_decay, options.batch_size))
+        plan = self.plan(folder, Timetable(chosen, hyp, options.lr_decay, options.batch_size))
         watchers = self.watchers(folder) + callbacks if dist.is_main() else ()
         seed_everything(options.seed)  # whatever was done before, such as a baseline, leaves no trace in this training
         trainer = Trainer(task, optimizer, self.loader, self.evaluator, plan, watchers)
@@ -227,13 +244,15 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
     resumed_folder = None if options.resume is None else find_run(options.resume, options.project)
     if resumed_folder is not None:
         options = resumed(options, options_from_file(resumed_folder, type(options)))
-        options = replace(options, hyp=str(resumed_folder / "hyp.yaml"))
+        options = replace(options, hyp=(str(resumed_folder / "hyp.yaml"),))
     device = choose_device(options.device)
     dist.start(device)
     try:
         precision = choose_precision(device, options.amp)
         log.info("%s", describe(device, precision))
         hyp = recipe(options)
+        if resumed_folder is None:
+            options = whole_run(options, hyp)
         with dist.main_first():
             data = read_data(options.data)
         data = data.as_single_class() if options.single_cls else data

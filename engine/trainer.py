@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.callbacks import Callback, EpochRecord, Outcome
-from engine.ema import ModelEma
 from engine.evaluator import Evaluator
 from engine.plan import Plan
 from engine.precision import autocast
 from utils import dist
+from utils.ema import ModelEma
 from utils.errors import UserError
 from utils.metrics import fitness
 from utils.reproduce import sample_rng
@@ -134,8 +134,7 @@ class Trainer:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
             if not bar.disable:
-                means = {name: value / (step + 1) for name, value in sums.items()}
-                bar.set_postfix_str("  ".join(f"{name} {value:.4g}" for name, value in means.items()), False)
+                bar.set_postfix_str(shown({name: value / (step + 1) for name, value in sums.items()}), False)
             self._tell("on_step_end", progress, batch, terms)
 
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
@@ -189,6 +188,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
         self.ema.update(self.task.model)
+        self.task.after_step()
 
     def _rescaled(self, batch: Batch, progress: Progress) -> Batch:
         """The batch at a random size, a multiple of the stride; chance depends on (seed, epoch, step)."""
@@ -245,6 +245,7 @@ class Trainer:
             "best_epoch": self.best.epoch,
             "class_maps": self.class_maps,
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.plan.device.type == "cuda" else None,
         }
 
     def resume(self, average: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -259,6 +260,8 @@ class Trainer:
         self.class_maps = state["class_maps"]
         self.start_epoch = state["epoch"]
         torch.set_rng_state(state["torch_rng"])
+        if state.get("cuda_rng") is not None and self.plan.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
 
     # -- small things --------------------------------------------------------------------------------------------------
 
@@ -278,6 +281,15 @@ class Trainer:
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *arguments)
+
+
+def shown(terms: Mapping[str, float]) -> str:
+    """The terms on one line: those of one method's layers as their sum."""
+    sums: dict[str, float] = {}
+    for name, value in terms.items():
+        short = name.partition("_layer")[0]
+        sums[short] = sums.get(short, 0.0) + value
+    return "  ".join(f"{name} {value:.4g}" for name, value in sums.items())
 
 
 def wrap(task: nn.Module, device: torch.device) -> nn.Module:

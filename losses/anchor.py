@@ -64,49 +64,22 @@ class Matches(NamedTuple):
         return ((self.image * shape[1] + self.anchor) * shape[2] + self.row) * shape[3] + self.column
 
 
-class AnchorLoss(nn.Module):
-    """Box (CIoU), objectness and class (binary cross-entropy) terms of heads with anchors; the shelf's contract.
+class Matcher(nn.Module):
+    """Finds who answers for which target.
 
-    A target is matched with every anchor whose sides are within a factor `anchor_t` of its own, in the cell of its
-    centre and the two nearest neighbours, on every level where that holds. Objectness is to equal the overlap of the
-    predicted box with the target. A head with a single class has no class term: objectness says it all.
-
-    Args:
-        head: its anchors are read at every call, since they may be fitted to the data after the loss was built.
-        image_size: height and width, pixels.
-        gains: weights of the terms, instead of the recipe's rescaled ones.
+    A target is matched with every anchor whose sides are within a factor `largest_ratio` of its own, in the cell of its
+    centre and the two nearest neighbours, on every level where that holds. Unlabelled images have no targets.
     """
 
     steps: Tensor
 
-    def __init__(self, head: AnchorHead, hyp: Hyp, image_size: tuple[int, int], gains: Gains | None = None) -> None:
+    def __init__(self, largest_ratio: float) -> None:
         super().__init__()
-        self._head = (head,)  # nn.Module does not look into tuples: the head stays the model's alone
-        num_levels = len(head.anchors)
-        self.gains = gains or rescaled_gains(hyp, num_levels, head.num_classes, image_size)
-        self.balance = BALANCE.get(num_levels, BALANCE_OTHERWISE)[:num_levels]
-        self.largest_ratio = hyp.anchor_t
-        self.cls_pw, self.obj_pw, self.gamma = hyp.cls_pw, hyp.obj_pw, hyp.fl_gamma
-        self.positive, self.negative = smoothed(hyp.label_smoothing)
+        self.largest_ratio = largest_ratio
         self.register_buffer("steps", torch.tensor(STEPS), persistent=False)
 
-    def forward(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        (head,) = self._head
-        terms = {name: self.steps.new_zeros(()) for name in Gains._fields}
-        with torch.autocast(prediction.levels[0].device.type, enabled=False):
-            for level, anchors, weight in zip(prediction.levels, head.anchors.float(), self.balance, strict=True):
-                matches = self.match(level.shape, anchors, batch)
-                # float32 from here on; the rest of a level, most of it, is never copied
-                rows = level[matches.image, matches.anchor, matches.row, matches.column].float()  # (M, 5 + C)
-                overlap = bbox_iou(decode(rows, anchors[matches.anchor]), matches.boxes, kind="ciou")  # (M,)
-                terms["box"] += mean(1 - overlap)
-                terms["obj"] += weight * self.objectness(level[..., 4].float(), overlap, matches, batch.labelled)
-                if head.num_classes > 1:
-                    terms["cls"] += self.classes(rows[:, 5:], matches.label)
-        return {name: gain * terms[name] for name, gain in self.gains._asdict().items()}
-
-    def match(self, shape: torch.Size, anchors: Tensor, batch: Batch) -> Matches:
-        """Finds who answers for which target on a level of shape (B, A, H, W, ...)."""
+    def forward(self, shape: torch.Size, anchors: Tensor, batch: Batch) -> Matches:
+        """Of a level of shape (B, A, H, W, ...) with (A, 2) anchors in its cells."""
         height, width = shape[2:4]
         targets = batch.targets.float()
         image = targets[:, 0].long()
@@ -130,22 +103,66 @@ class AnchorLoss(nn.Module):
         boxes = torch.cat((offsets, sides[target]), dim=-1)
         return Matches(image[target], anchor, row, column, targets[target, 1].long(), boxes)
 
-    def objectness(self, logits: Tensor, overlap: Tensor, matches: Matches, labelled: Tensor) -> Tensor:
-        """(B, A, H, W) logits and (M,) overlaps -> scalar, a mean over the cells of labelled images.
 
-        Where matches share a cell and an anchor, the last one's overlap is the target. Writing to repeated positions
-        would leave that to chance on a GPU, so the last is found first: its number is the largest.
-        """
-        numbers = torch.arange(1, len(overlap) + 1, device=logits.device)
-        last = numbers.new_zeros(logits.numel()).scatter_reduce_(0, matches.cells(logits.shape), numbers, "amax")
-        overlap = torch.cat((overlap.new_zeros(1), overlap.detach().clamp(min=0)))  # 0 for the unmatched
-        loss = bce(logits, overlap[last].view_as(logits), self.obj_pw, self.gamma).mean(dim=(1, 2, 3))  # (B,)
+class AnchorLoss(nn.Module):
+    """Box (CIoU), objectness and class (binary cross-entropy) terms of heads with anchors; the shelf's contract.
+
+    Targets are matched as `Matcher` says. Objectness is to equal the overlap of the predicted box with the target. A
+    head with a single class has no class term: objectness says it all.
+
+    Args:
+        head: its anchors are read at every call, since they may be fitted to the data after the loss was built.
+        image_size: height and width, pixels.
+        gains: weights of the terms, instead of the recipe's rescaled ones.
+    """
+
+    def __init__(self, head: AnchorHead, hyp: Hyp, image_size: tuple[int, int], gains: Gains | None = None) -> None:
+        super().__init__()
+        self._head = (head,)  # nn.Module does not look into tuples: the head stays the model's alone
+        num_levels = len(head.anchors)
+        self.gains = gains or rescaled_gains(hyp, num_levels, head.num_classes, image_size)
+        self.balance = BALANCE.get(num_levels, BALANCE_OTHERWISE)[:num_levels]
+        self.match = Matcher(hyp.anchor_t)
+        self.cls_pw, self.obj_pw, self.gamma = hyp.cls_pw, hyp.obj_pw, hyp.fl_gamma
+        self.positive, self.negative = smoothed(hyp.label_smoothing)
+
+    def forward(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        (head,) = self._head
+        terms = {name: self.match.steps.new_zeros(()) for name in Gains._fields}
+        with torch.autocast(prediction.levels[0].device.type, enabled=False):
+            for level, anchors, weight in zip(prediction.levels, head.anchors.float(), self.balance, strict=True):
+                matches = self.match(level.shape, anchors, batch)
+                # float32 from here on; the rest of a level, most of it, is never copied
+                rows = level[matches.image, matches.anchor, matches.row, matches.column].float()  # (M, 5 + C)
+                overlap = bbox_iou(decode(rows, anchors[matches.anchor]), matches.boxes, kind="ciou")  # (M,)
+                terms["box"] += mean(1 - overlap)
+                terms["obj"] += weight * self.objectness(level[..., 4].float(), overlap, matches, batch.labelled)
+                if head.num_classes > 1:
+                    terms["cls"] += self.classes(rows[:, 5:], matches.label)
+        return {name: gain * terms[name] for name, gain in self.gains._asdict().items()}
+
+    def objectness(self, logits: Tensor, overlap: Tensor, matches: Matches, labelled: Tensor) -> Tensor:
+        """(B, A, H, W) logits and (M,) overlaps -> scalar, a mean over the cells of labelled images."""
+        wanted = overlap_map(overlap, matches, logits.shape)
+        loss = bce(logits, wanted, self.obj_pw, self.gamma).mean(dim=(1, 2, 3))  # (B,)
         return (loss * labelled).sum() / labelled.sum().clamp(min=1)
 
     def classes(self, logits: Tensor, label: Tensor) -> Tensor:
         """(M, C) logits and (M,) classes -> scalar, a mean over matches and classes."""
         targets = torch.full_like(logits, self.negative).scatter_(1, label[:, None], self.positive)
         return mean(bce(logits, targets, self.cls_pw, self.gamma))
+
+
+def overlap_map(overlap: Tensor, matches: Matches, shape: torch.Size) -> Tensor:
+    """(M,) overlaps of matches -> (B, A, H, W), what objectness is to be: at least 0, and 0 where nothing is matched.
+
+    Where matches share a cell and an anchor, the last one's overlap counts. Writing to repeated positions would leave
+    that to chance on a GPU, so the last is found first: its number is the largest.
+    """
+    numbers = torch.arange(1, len(overlap) + 1, device=overlap.device)
+    last = numbers.new_zeros(shape.numel()).scatter_reduce_(0, matches.cells(shape), numbers, "amax")
+    overlap = torch.cat((overlap.new_zeros(1), overlap.detach().clamp(min=0)))  # 0 for the unmatched
+    return overlap[last].view(shape)
 
 
 def decode(rows: Tensor, anchors: Tensor) -> Tensor:

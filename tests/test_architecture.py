@@ -205,7 +205,7 @@ def test_a_recipe_begins_with_the_command_that_uses_it(file: Path) -> None:
     assert python_word == "python"
     parse = {"train.py": train_options, "train_distill.py": distill_options}[script]
     options = parse(arguments)
-    assert Path(options.hyp).stem == file.stem
+    assert Path(options.hyp[-1]).stem == file.stem
 
 
 COMMON = """
@@ -213,14 +213,14 @@ COMMON = """
     --rect --single-cls --verbose --weights --workers --cfg
 """
 TRAINING = f"""{COMMON}
-    --adam --amp --cache --cache-images --clip-grad --close-mosaic --cos-lr --epochs --freeze --hyp --image-weights
-    --label-smoothing --linear-lr --multi-scale --noautoanchor --nosave --notest --noval --optimizer --patience
-    --poly-lr --quad --resume --save-period --seed --sync-bn --val-period
+    --adam --amp --anchors --cache --cache-images --clip-grad --close-mosaic --cos-lr --epochs --freeze --hyp
+    --image-weights --label-smoothing --linear-lr --multi-scale --noautoanchor --nosave --notest --noval --optimizer
+    --patience --poly-lr --quad --resume --save-period --seed --sync-bn --val-period
 """
 TEACHING = "--t_weights --teacher-weights --t_cfg --teacher-cfg"
 RECORDED = {
     "train.py": TRAINING,
-    "train_distill.py": f"{TRAINING} {TEACHING} --d_output --d_feature --baseline",
+    "train_distill.py": f"{TRAINING} {TEACHING} --t_kind --t_device --t_imgsz --d_output --d_feature --baseline",
     "val.py": f"""{COMMON} {TEACHING}
         --augment --conf --conf-thres --half --iou --iou-thres --max-det --no-rect --save-conf --save-json --save-txt
         --task

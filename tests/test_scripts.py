@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -381,6 +382,82 @@ def test_a_bare_state_dict_is_a_teacher_with_its_model_file(tmp_path: Path, data
     torch.save(Model(spec, 3).state_dict(), tmp_path / "bare.pt")
     words = (*SCRATCH, "--t_weights", tmp_path / "bare.pt", "--t_cfg", cfg, "--data", data, *SHORT)
     assert roles(run("train_distill", tmp_path, *words)).keys() == {"student", "teacher"}
+
+
+def test_methods_may_be_named_on_the_command_line(tmp_path: Path, data: Path, teacher: Path) -> None:
+    words = (*SCRATCH, "--t_weights", teacher, "--data", data, *SHORT, "--d_output", "bckd", "kl", "--d_feature", "pkd")
+    folder = run("train_distill", tmp_path, *words)
+    assert taught(rows(folder)[0]).keys() == {"kd_bckd", "kd_kl", *(f"kd_pkd_layer{i}" for i in (17, 20, 23))}
+    written = yaml.safe_load((folder / "hyp.yaml").read_text())
+    assert written["outputs"].keys() == {"bckd", "kl"}
+    assert written["features"].keys() == {"pkd"}
+
+
+def test_two_teachers_of_different_sizes(tmp_path: Path, data: Path, teacher: Path) -> None:
+    small = stored(tmp_path / "small.pt", "yolov5p")
+    words = (*SCRATCH, "--t_weights", teacher, small, "--data", data, *SHORT, "--d_output", "kl")
+    folder = run("train_distill", tmp_path, *words)
+    assert taught(rows(folder)[0]).keys() == {"kd_kl", "kd_kl_t2"}
+    entries = json.loads((folder / "metrics.json").read_text())
+    assert [(one["role"], one["weights"]) for one in entries] == [
+        ("student", str(folder / "weights" / "best.pt")),
+        ("teacher", str(teacher)),
+        ("teacher", str(small)),
+    ]
+
+
+def test_a_teacher_may_start_from_its_architecture_and_learn_along(tmp_path: Path, data: Path) -> None:
+    words = (*SCRATCH, "--t_cfg", "yolov5n", "--t_kind", "online", "--data", data, *SHORT, "--d_feature")
+    folder = run("train_distill", tmp_path, *words)
+    (row,) = rows(folder)
+    assert float(row["train/teacher"]) > 0
+    assert min(taught(row).values()) > 0
+    assert roles(folder).keys() == {"student", "teacher"}
+    learned = read_checkpoint(folder / "weights" / "teacher.pt").state
+    assert len(learned["model.0.conv.weight"]) == 16
+    assert len(state(folder)["model.0.conv.weight"]) == 8
+
+
+def test_the_student_may_be_its_own_teacher(tmp_path: Path, data: Path) -> None:
+    words = (*SCRATCH, "--t_kind", "self", "--data", data, *SHORT, "--d_output", "kl", "--d_feature", "mimic")
+    folder = run("train_distill", tmp_path, *words)
+    assert taught(rows(folder)[0]).keys() == {"kd_kl", *(f"kd_mimic_layer{i}" for i in (17, 20, 23))}
+    assert roles(folder).keys() == {"student"}
+
+
+def test_a_teacher_may_see_larger_images(tmp_path: Path, data: Path, teacher: Path) -> None:
+    words = (*SCRATCH, "--t_weights", teacher, "--t_imgsz", 128, "--data", data, *SHORT, "--d_feature")
+    assert min(taught(rows(run("train_distill", tmp_path, *words))[0]).values()) > 0
+
+
+def test_a_recipe_of_phases_is_as_long_as_they_are(tmp_path: Path, data: Path, teacher: Path) -> None:
+    phases = [{"epochs": 1, "lr0": 1.0e-4, "terms": ["features"]}, {"epochs": 1}, {"epochs": 1, "terms": ["detection"]}]
+    hyp = write(tmp_path / "phases.yaml", {"phases": phases, "warmup_epochs": 0})
+    words = (*SCRATCH, "--t_weights", teacher, "--data", data, *SMALL, "--noplots", "--d_feature", "--baseline")
+    folder = run("train_distill", tmp_path, *words, "--hyp", "scratch-low", hyp)
+    found = rows(folder)
+    assert [float(row["train/box"]) > 0 for row in found] == [False, True, True]
+    assert [float(row["train/kd_objectness_scaled"]) > 0 for row in found] == [False, True, False]
+    assert [float(row["train/kd_cwd_layer17"]) > 0 for row in found] == [True, True, False]
+    assert [float(row["lr/weights"]) for row in found] == pytest.approx([1e-4, 0.01, 0.01])
+    plain = rows(folder / "baseline")
+    assert [float(row["lr/weights"]) for row in plain] == pytest.approx([0.01, 0.0067, 0.0034], rel=1e-3)
+
+
+def test_unlabelled_images_learn_from_the_teacher_alone(
+    tmp_path: Path, data: Path, teacher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(data.parent / "images" / "val", pool)
+    content = yaml.safe_load(data.read_text()) | {"unlabelled": str(pool)}
+    own = write(tmp_path / "own.yaml", content)
+    hyp = write(tmp_path / "hyp.yaml", {"pseudo_labels": 0.001})
+    words = (*SCRATCH, "--t_weights", teacher, "--data", own, *SHORT, "--hyp", hyp, "--d_output", "kl")
+    folder = run("train_distill", tmp_path, *words)
+    assert "unlabelled: 8 images" in caplog.text
+    assert min(taught(rows(folder)[0]).values()) > 0
+    run("train", tmp_path / "plain", *SCRATCH, "--data", own, *SHORT)
+    assert "are not used; they take a teacher" in caplog.text
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ ROWS = [[12.0, 14, 18, 32, 35, 25], [32, 63, 64, 47, 61, 121], [118, 92, 158, 20
 def session(cfg: str = "", begun: bool = False, score: float = 0.0, **recipe: Any) -> Any:
     evaluation = SimpleNamespace(map50=score, map=score / 2)
     return SimpleNamespace(
-        options=replace(DistillOptions(), cfg=cfg, t_weights="t.pt"),
+        options=replace(DistillOptions(), cfg=cfg, t_weights=("t.pt",)),
         hyp=Hyp(**recipe),
         anchors=None,
         resuming=begun,
@@ -82,8 +82,8 @@ def test_heads_that_differ_in_levels_have_no_common_anchors(teacher: Model) -> N
 
 def test_a_teacher_that_finds_nothing_is_seen_at_once(teacher: Model, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert validate_teacher(session(score=0.6), teacher, needed=True)
+        assert validate_teacher(session(score=0.6), "t.pt", teacher, needed=True)
         assert "teacher t.pt: mAP50 0.600, mAP50-95 0.3000 on val" in caplog.text
         assert "next to nothing" not in caplog.text
-        assert validate_teacher(session(score=0.001), teacher, needed=True)
+        assert validate_teacher(session(score=0.001), "t.pt", teacher, needed=True)
     assert "the teacher finds next to nothing here" in caplog.text

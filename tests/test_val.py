@@ -13,7 +13,7 @@ import yaml
 
 import val
 from engine import checkpoint
-from engine.options import val_options
+from engine.options import ValOptions, val_options
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,11 @@ def run(tmp_path: Path, *words: object) -> tuple[Path, list[dict]]:
     ],
 )
 def test_who_is_who(weights: tuple[str, ...], teacher: str, expected: list[str]) -> None:
-    found = val.roles(weights, teacher)
-    assert [role for role, _ in found] == expected
-    assert [name for _, name in found] == [*weights, *([teacher] if teacher else [])]
+    teachers = (teacher,) if teacher else ()
+    found = val.roles(ValOptions(weights=weights, t_weights=teachers, cfg="n", t_cfg=("s",)))
+    assert [role for role, _, _ in found] == expected
+    assert [name for _, name, _ in found] == [*weights, *teachers]
+    assert [cfg for _, _, cfg in found] == ["s" if role == "teacher" else "n" for role in expected]
 
 
 def test_single_weights_leave_metrics_figures_and_label_files(

@@ -14,6 +14,7 @@ from typing import Any
 from utils.config import choice, from_mapping, number, read_yaml, to_mapping, write_mapping
 from utils.errors import UserError, nearest
 from utils.files import ROOT
+from utils.phases import Phase
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,31 @@ class Schedule:
 
     kind: str = choice("constant", SCHEDULES)
     end: float = number(0.1, low=0, high=1)
+    within: str = choice("run", ("run", "epoch"))  # the way from 1 to `end` is walked once, or in each epoch
+    warmup_epochs: float = number(0.0, low=0)  # in which it rises from 0
     off_epochs: int = number(0, low=0)
+    deepest_first: int = number(0, low=0)  # epochs at the start in which only the deepest pair of layers is compared
+
+
+@dataclass(frozen=True)
+class TeacherRole:
+    """How one of the teachers teaches."""
+
+    # frozen; online: trained along, with its own detection loss; self: an average (EMA) of the student
+    kind: str = choice("frozen", ("frozen", "online", "self"))
+    weight: float | None = number(None, above=0)  # of its terms; None: one over the number of teachers
+    # of the average of its weights that guides, 0 for the weights themselves; "self" needs one
+    ema: float | None = number(None, low=0, below=1)
+    layers: tuple[int, ...] | None = number(None, low=0)  # None: teacher_kd_layers
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Automatic weights: a term that falls more slowly than the detection loss gets more (dynamic weight averaging)."""
+
+    kind: str = choice("none", ("none", "dwa"))
+    temperature: float = number(5.0, above=0)
+    momentum: float = number(0.9, low=0, below=1)  # of the weights, from one epoch to the next
 
 
 @dataclass(frozen=True)
@@ -99,16 +124,34 @@ class Hyp:
     outputs: Mapping[str, Mapping[str, Any]] | None = None
     features: Mapping[str, Mapping[str, Any]] | None = None
     schedule: Schedule = field(default_factory=Schedule)
+    balance: Balance = field(default_factory=Balance)
+    phases: tuple[Phase, ...] = ()
+    teachers: tuple[TeacherRole, ...] = ()  # one a teacher; () means that all are frozen
+    # 0: all images count alike; 1: an image counts as much as student and teacher disagree on it
+    difficulty: float = number(0.0, low=0, high=4)
+    # confidence from which on the teacher's boxes are labels of unlabelled images; None: they have none
+    pseudo_labels: float | None = number(None, above=0, below=1)
 
     def __post_init__(self) -> None:
         _check_anchors(self.anchors)
-        _check_layers(self.student_kd_layers, self.teacher_kd_layers)
+        _check_layers(self.student_kd_layers, self.teacher_kd_layers, self.teachers)
         for kind, methods in (("outputs", self.outputs), ("features", self.features)):
             for name, options in (methods or {}).items():
                 _check_weight(f"{kind}.{name}.weight", options.get("weight", 1.0))
 
 
-DISTILLATION_KEYS = ("student_kd_layers", "teacher_kd_layers", "outputs", "features", "schedule")
+DISTILLATION_KEYS = (
+    "student_kd_layers",
+    "teacher_kd_layers",
+    "outputs",
+    "features",
+    "schedule",
+    "balance",
+    "phases",
+    "teachers",
+    "difficulty",
+    "pseudo_labels",
+)
 
 
 def distillation_keys(hyp: Hyp) -> tuple[str, ...]:
@@ -119,20 +162,26 @@ def distillation_keys(hyp: Hyp) -> tuple[str, ...]:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_hyp(name: str | Path) -> Hyp:
-    """The recipe in a file, or under one of the names that `resolve_hyp` knows.
+def read_hyp(*names: str | Path) -> Hyp:
+    """The recipe in a file, or under one of the names that `resolve_hyp` knows; of several, later ones override.
 
     Raises:
         UserError: no such recipe, or an unknown key, a wrong type or range, a contradiction in it.
     """
-    path = resolve_hyp(name)
-    return hyp_from_dict(read_yaml(path), _shown(path))
+    merged: dict[str, Any] = {}
+    files = []
+    for path in map(resolve_hyp, names):
+        content = read_yaml(path)
+        hyp_from_dict(content, _shown(path))  # alone first, so that a mistake is answered with its file
+        files.append(_shown(path))
+        merged |= content
+    return hyp_from_dict(merged, " + ".join(files), quiet=True)
 
 
-def hyp_from_dict(mapping: Mapping[str, Any], where: str) -> Hyp:
+def hyp_from_dict(mapping: Mapping[str, Any], where: str, quiet: bool = False) -> Hyp:
     """The recipe in a mapping, such as a checkpoint's; unused keys of other trainers are named in the log."""
     unused = [key for key in mapping if key in _UNUSED]
-    if unused:
+    if unused and not quiet:
         log.info("%s: not used here: %s", where, "; ".join(f"{key} ({_UNUSED[key]})" for key in unused))
     return from_mapping({key: value for key, value in mapping.items() if key not in _UNUSED}, Hyp, where)
 
@@ -177,8 +226,13 @@ def _shown(path: Path) -> str:
 # -- contradictions ---------------------------------------------------------------------------------------------------
 
 
-def _check_layers(student: tuple[int, ...] | None, teacher: tuple[int, ...] | None) -> None:
-    if student is None and teacher is None:
+def _check_layers(
+    student: tuple[int, ...] | None, teacher: tuple[int, ...] | None, roles: tuple[TeacherRole, ...] = ()
+) -> None:
+    own = [role.layers for role in roles if role.layers is not None]
+    for layers in own:
+        _check_layers(student, layers)
+    if (student is None and teacher is None) or (own and teacher is None):
         return
     rule = "every student layer needs exactly one teacher layer"
     if student is None or teacher is None:
@@ -210,5 +264,7 @@ def _check_anchors(anchors: int | float | tuple[tuple[float, ...], ...] | None) 
 
 
 def _check_weight(where: str, weight: Any) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{where}: got {weight!r}, expected a number of at least 0")
+    several = isinstance(weight, list) and weight  # one a pair of layers
+    for one in weight if several else (weight,):
+        if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < float("inf"):
+            raise ValueError(f"{where}: got {weight!r}, expected a number of at least 0")

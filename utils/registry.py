@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from utils.errors import UserError, nearest
@@ -19,8 +19,19 @@ def find(kind: str, name: str, table: Mapping[str, T]) -> T:
     return table[name]
 
 
-def build(kind: str, name: str, table: Mapping[str, Any], *args: Any, options: Mapping[str, Any]) -> Any:
-    """`table[name](*args, **options)`; an option that the class does not take is named in a UserError."""
+def build(
+    kind: str,
+    name: str,
+    table: Mapping[str, Any],
+    *args: Any,
+    options: Mapping[str, Any],
+    common: Sequence[str] = (),
+) -> Any:
+    """`table[name](*args, **options)`; an option that the class does not take is named in a UserError.
+
+    Args:
+        common: options that somebody else has taken out already, for the error to name.
+    """
     made = find(kind, name, table)
     known = [
         key
@@ -29,7 +40,7 @@ def build(kind: str, name: str, table: Mapping[str, Any], *args: Any, options: M
     ]
     for option in options:
         if option not in known:
-            hint = nearest(option, known) or ";"
-            taken = f"it takes: {', '.join(known)}" if known else "it takes no options"
+            hint = nearest(option, [*known, *common]) or ";"
+            taken = f"it takes: {', '.join([*known, *common])}" if known or common else "it takes no options"
             raise UserError(f"{kind} '{name}' has no option {option}{hint} {taken}")
     return made(*args, **options)

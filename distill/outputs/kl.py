@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.options import not_negative, positive
+from distill.options import not_negative
 from distill.outputs.cellwise import CellwiseLoss
+from distill.temperature import Temperature
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class BernoulliDivergence(CellwiseLoss):
 
     Args:
         temperature: divides both sides' logits; the result is multiplied by its square, so gradients keep their size.
+            A number or a schedule, see `distill.temperature`.
         objectness, classes: factors of the two parts, besides their gains; 0 leaves a part out.
         nms: see `CellwiseLoss`.
     """
@@ -41,22 +43,25 @@ class BernoulliDivergence(CellwiseLoss):
         teacher_head: nn.Module,
         class_map: ClassMap,
         gains: Gains,
-        temperature: float = 1.0,
+        temperature: Any = 1.0,
         objectness: float = 1.0,
         classes: float = 1.0,
         nms: bool = False,
     ) -> None:
         super().__init__(student_head, teacher_head, class_map, gains, nms)
-        self.temperature = positive("output loss 'kl': temperature", temperature)
+        self.temperature = Temperature("output loss 'kl'", temperature)
         objectness = not_negative("output loss 'kl': objectness", objectness)
         classes = not_negative("output loss 'kl': classes", classes)
         if not objectness and not classes:
             raise UserError("output loss 'kl': objectness and classes are both 0, which leaves nothing to compare")
         self.gains = gains._replace(obj=gains.obj * objectness, cls=gains.cls * classes)
 
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        student, teacher = student / self.temperature, teacher / self.temperature
+    def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        own, other = self.temperature.soften(student), self.temperature.soften(teacher)
         # p log(p / q) + (1 - p) log((1 - p) / (1 - q)) in terms of logits: no log of a saturated sigmoid, which would
         # be infinite, and no difference of large numbers in background
-        divergence = teacher.sigmoid() * (teacher - student) + F.softplus(student) - F.softplus(teacher)
-        return self.temperature**2 * divergence
+        divergence = other.sigmoid() * (other - own) + F.softplus(own) - F.softplus(other)
+        return self.temperature.value**2 * divergence
+
+    def class_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.objectness_distance(student, teacher).mean(-1)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+
+from distill.options import flag
 from distill.outputs.cellwise import CellwiseLoss
+
+if TYPE_CHECKING:
+    from distill.classes import ClassMap
+    from losses.anchor import Gains
 
 
 class ObjectnessScaled(CellwiseLoss):
@@ -20,10 +27,35 @@ class ObjectnessScaled(CellwiseLoss):
     big boxes decide.
 
     Source: Mehta and Ozturk, "Object detection at 200 Frames Per Second", 2018, arXiv:1805.06361.
+
+    Args:
+        nms: see `CellwiseLoss`.
+        scale_objectness: scale objectness, too, as the first recipes for YOLOv3 did: "nothing here" teaches nothing.
     """
 
-    def box_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return 4 * self.distance(student, teacher).mean(-1)  # (2 sigmoid - 2 sigmoid)^2
+    def __init__(
+        self,
+        student_head: nn.Module,
+        teacher_head: nn.Module,
+        class_map: ClassMap,
+        gains: Gains,
+        nms: bool = False,
+        scale_objectness: bool = False,
+    ) -> None:
+        super().__init__(student_head, teacher_head, class_map, gains, nms)
+        self.scale_objectness = flag("output loss 'objectness_scaled': scale_objectness", scale_objectness)
 
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (student.sigmoid() - teacher.sigmoid()).square()
+    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+        return 4 * squared(student, teacher).mean(-1)  # (2 sigmoid - 2 sigmoid)^2
+
+    def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        distance = squared(student, teacher)
+        return distance * teacher.sigmoid() if self.scale_objectness else distance
+
+    def class_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return squared(student, teacher).mean(-1)
+
+
+def squared(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the probabilities of logits."""
+    return (student.sigmoid() - teacher.sigmoid()).square()

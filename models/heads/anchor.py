@@ -13,6 +13,11 @@ from utils.types import Prediction
 
 Anchors = int | Sequence[Sequence[float]]
 
+# How near to 0 and 1 a sigmoid is asked to come when a box is put into logits: they then stay within ±9.2, the size
+# that trained heads reach. Nearer, float32 has few digits left of 1 - x, and squared differences of logits would see
+# nothing but the boxes at the edge. It costs 0.0002 strides of a centre.
+EDGE = 1e-4
+
 
 class Detect(nn.Module):
     """Puts out (B, A, H, W, 5 + C) a level: x, y, w, h, objectness, classes, all before the sigmoid.
@@ -75,16 +80,24 @@ class Detect(nn.Module):
 
     def decode_boxes(self, level_index: int, level: Tensor) -> Tensor:
         """A raw level (B, A, H, W, 4 or more) -> boxes (B, A, H, W, 4) x, y, w, h (centre, pixels), float32."""
-        height, width = level.shape[2:4]
         stride = self.strides[level_index]
-        rows = torch.arange(height, device=level.device, dtype=torch.float32)
-        columns = torch.arange(width, device=level.device, dtype=torch.float32)
-        cells = torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
-
         x = level[..., :4].float().sigmoid()
-        centres = (2 * x[..., :2] - 0.5 + cells) * stride
+        centres = (2 * x[..., :2] - 0.5 + _cells(level)) * stride
         sides = (2 * x[..., 2:]) ** 2 * (self.anchors[level_index].float() * stride)[:, None, None]
         return torch.cat((centres, sides), dim=-1)
+
+    def encode_boxes(self, level_index: int, boxes: Tensor) -> Tensor:
+        """Boxes (B, A, H, W, 4) x, y, w, h (centre, pixels) -> the logits of this head at its cells and anchors.
+
+        The inverse of `decode_boxes`, float32. A centre out of a cell's reach (from half a cell before it to half a
+        cell behind it) and sides beyond 4 anchors become the nearest that can be said.
+        """
+        cells = _cells(boxes)
+        stride = self.strides[level_index]
+        centres = (boxes[..., :2].float() / stride - cells + 0.5) / 2
+        anchors = (self.anchors[level_index].float() * stride)[:, None, None]
+        sides = (boxes[..., 2:4].float().clamp(min=0) / anchors).sqrt() / 2
+        return torch.cat((centres, sides), dim=-1).logit(EDGE)
 
     @property
     def anchors_px(self) -> Tensor:
@@ -107,6 +120,14 @@ class Detect(nn.Module):
             biases = convolution.bias.view(self.num_anchors, -1)
             biases[:, 4] += math.log(8 / (640 / stride) ** 2)
             biases[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+
+
+def _cells(level: Tensor) -> Tensor:
+    """(H, W, 2): column and row of each cell of a level (B, A, H, W, ...), float32."""
+    height, width = level.shape[2:4]
+    rows = torch.arange(height, device=level.device, dtype=torch.float32)
+    columns = torch.arange(width, device=level.device, dtype=torch.float32)
+    return torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
 
 
 def _checked(anchors: Sequence[Sequence[float]], num_levels: int) -> list[list[tuple[float, float]]]:

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.classes import match_classes
+from distill.outputs import OUTPUTS, OutputLoss
+from utils.registry import build
 from utils.types import Batch, FeatureInfo, Prediction
 
 
@@ -103,6 +106,19 @@ def criterion() -> nn.Module:
 @pytest.fixture
 def gains() -> Gains:
     return Gains()
+
+
+@pytest.fixture
+def loss_of(detector, gains) -> Callable[..., OutputLoss]:
+    """An output loss between two heads, by default equal ones, of the classes `own` and `other`."""
+    names = ("cat", "dog", "bird")
+
+    def make(name, own=names, other=names, strides=((8, 16, 32), (8, 16, 32)), **options):
+        heads = [detector(num_classes=len(c), strides=s).head for c, s in zip((own, other), strides, strict=True)]
+        classes = match_classes(own, other, len(own), len(other))
+        return build("output loss", name, OUTPUTS, *heads, classes, gains, options=options)
+
+    return make
 
 
 @pytest.fixture

@@ -37,6 +37,26 @@ def test_off_in_the_last_epochs():
     assert [schedule.active(Progress(epoch, 0, EPOCHS, STEPS)) for epoch in range(EPOCHS)] == [True] * 7 + [False] * 3
 
 
+def test_within_an_epoch_every_epoch_walks_the_whole_way():
+    one = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(5)]
+    found = values(Schedule("cosine", end=0.1, within="epoch"))
+    assert found == pytest.approx(one * EPOCHS)
+    assert found[4] == pytest.approx(0.1)
+
+
+def test_an_epoch_of_one_step_has_a_weight():
+    assert Schedule("cosine", within="epoch").value(Progress(0, 0, 3, 1)) == 1.0
+
+
+def test_warm_up_rises_evenly_and_multiplies():
+    expected = [min(1, (i + 1) / 10) for i in range(50)]
+    assert values(Schedule("constant", warmup_epochs=2)) == pytest.approx(expected)
+    plain = values(Schedule("linear", end=0.5))
+    assert values(Schedule("linear", end=0.5, warmup_epochs=2)) == pytest.approx(
+        [a * b for a, b in zip(plain, expected, strict=True)]
+    )
+
+
 def test_depends_on_progress_alone():
     fresh, used = Schedule("linear"), Schedule("linear")
     for step in range(5):

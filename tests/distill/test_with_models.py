@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
-from distill.task import build_distillation
+from distill.build import build_distillation
 from distill.teacher import Teacher
 from losses.anchor import AnchorLoss, rescaled_gains
 from models.graph import read_spec
 from models.yolo import Model
-from utils.errors import UserError
 from utils.hyp import Hyp
 
 NAMES = ("cat", "dog", "bird")
 SIZE = (128, 128)
 
 
-def task_of(student, teacher, **recipe):
+def task_of(student, teacher, frozen=Teacher, **recipe):
     hyp = Hyp(**recipe)
     gains = rescaled_gains(hyp, student.head.num_levels, student.num_classes, SIZE)
     criterion = AnchorLoss(student.head, hyp, SIZE)
-    return build_distillation(student, criterion, teacher, hyp, use_outputs=True, use_features=True, gains=gains)
+    return build_distillation(student, criterion, [teacher], hyp, gains=gains, frozen=frozen)
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,15 @@ def test_the_folded_teacher_says_what_the_model_says(nano):
     torch.testing.assert_close(early, features[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_p6_teacher_says_what_stands_in_the_way_of_a_p5_student(pico, draw_batch):
-    """Its anchors are others; its features are not."""
+def test_a_p6_teacher_of_other_anchors_teaches_a_p5_student(pico, draw_batch, caplog):
+    """At the strides that both have; each anchor of the student takes from the teacher's nearest."""
     teacher = Model(read_spec("yolov5n6"), 3, NAMES)
-    with pytest.raises(UserError, match="anchors differ at stride 8"):
-        task_of(pico, teacher)
-    terms = task_of(pico, teacher, outputs={}).train()(draw_batch(size=128))
-    assert [name for name in terms if name.startswith("kd")] == [f"kd_cwd_layer{layer}" for layer in (17, 20, 23)]
+    with caplog.at_level(logging.INFO):
+        terms = task_of(pico, teacher).train()(draw_batch(size=128))
+    kd = [f"kd_cwd_layer{layer}" for layer in (17, 20, 23)]
+    assert [name for name in terms if name.startswith("kd")] == ["kd_objectness_scaled", *kd]
+    assert all(value.isfinite() and value > 0 for value in terms.values())
+    assert "stride 8: student anchors take the teacher's nearest: 10,13 <- " in caplog.text
 
 
 def test_at_their_default_weights_imitation_does_not_drown_the_detection_loss(pico, nano, draw_batch):
@@ -78,3 +81,28 @@ def test_at_their_default_weights_imitation_does_not_drown_the_detection_loss(pi
     detection = pull("box", "obj", "cls")
     for start in ("kd_objectness_scaled", "kd_cwd"):
         assert 0.1 * detection < pull(start) < 20 * detection, start  # untrained models; cwd at weight 1: 100
+
+
+def test_pseudo_labels_are_labels_of_unlabelled_images_alone(pico, nano, draw_batch):
+    task, batch = task_of(pico, nano, outputs={}, features={"mimic": {}}, pseudo_labels=1e-6), draw_batch(size=128)
+    seen = []
+    task.criterion.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    task(batch)
+    assert torch.equal(seen[0].targets, batch.targets)
+    task(batch._replace(labelled=torch.tensor([True, False]), targets=batch.targets[:1]))
+    assert torch.equal(seen[1].targets[seen[1].targets[:, 0] == 0], batch.targets[:1])
+    assert (seen[1].targets[:, 0] == 1).any()
+    assert seen[1].labelled.all()
+
+
+def test_a_teacher_may_see_larger_images(pico, nano, draw_batch, caplog):
+    """Its maps are brought to the student's grid, its predictions to the student's cells."""
+    recipe = {"outputs": {"objectness_scaled": {}, "kl": {}}, "features": {"cwd": {}, "mimic": {}}}
+    task = task_of(pico, nano, lambda model: Teacher(model, image_scale=(2.0, 2.0)), **recipe).train()
+    sizes = []
+    task.courses[0].guide.model.register_forward_pre_hook(lambda _, arguments: sizes.append(arguments[0].shape[2:]))
+    terms = task(draw_batch(size=128))
+    assert sizes == [(256, 256)]
+    assert all(terms[name].isfinite() and terms[name] > 0 for name in task.term_names)
+    sum(terms.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in task.parameters())

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from distill.task import DistillationTask, build_distillation
+from distill.build import build_distillation
+from distill.task import DistillationTask
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
 from engine.trainer import Trainer, wrap
@@ -26,15 +28,18 @@ CPU = torch.device("cpu")
 SIZE = 64
 
 
-def distillation() -> DistillationTask:
+def distillation(**recipe: Any) -> DistillationTask:
     """A small student and a bigger teacher, the same on every rank."""
     torch.manual_seed(0)
-    hyp = Hyp(schedule=Schedule(kind="cosine", end=0.1, off_epochs=1))
+    hyp = Hyp(**{"schedule": Schedule(kind="cosine", end=0.1, off_epochs=1), **recipe})
     student, teacher = (Model(read_spec(name), 2, ("a", "b")) for name in ("yolov5p", "yolov5n"))
     criterion = AnchorLoss(student.head, hyp, (SIZE, SIZE))
-    return build_distillation(
-        student, criterion, teacher, hyp, use_outputs=True, use_features=True, gains=criterion.gains
-    )
+
+    def criterion_of(model: Model) -> AnchorLoss:
+        return AnchorLoss(model.head, hyp, (SIZE, SIZE))
+
+    teachers = [] if any(role.kind == "self" for role in hyp.teachers) else [teacher]
+    return build_distillation(student, criterion, teachers, hyp, gains=criterion.gains, criterion_of=criterion_of)
 
 
 def half(index: int) -> Batch:

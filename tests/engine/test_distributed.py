@@ -62,8 +62,8 @@ def test_the_gradient_is_the_mean_of_both_halves_and_neither_alone(ranks: Module
 
 def test_adapters_have_gradients_and_the_teacher_has_none(seen: list[dict]) -> None:
     names = seen[0]["halves"].keys()
-    assert any(name.startswith("pairs.") for name in names)
-    assert all(name.startswith(("model.", "pairs.")) for name in names)
+    assert any(name.startswith("courses.0.pairs.") for name in names)
+    assert all(name.startswith(("model.", "courses.0.pairs.")) for name in names)
 
 
 def test_the_same_half_on_both_ranks_equals_one_process(ranks: ModuleType, seen: list[dict]) -> None:
@@ -89,7 +89,7 @@ def test_no_term_of_the_teacher_is_silently_zero(seen: list[dict]) -> None:
 def test_after_ten_steps_student_and_adapters_are_equal_on_both_ranks(seen: list[dict]) -> None:
     first, second = (rank["after"] for rank in seen)
     assert first.keys() == second.keys()
-    assert any(key.startswith("pairs.") for key in first)
+    assert any(key.startswith("courses.0.pairs.") for key in first)
     different = [key for key in first if not torch.equal(first[key], second[key])]
     assert different == []
 

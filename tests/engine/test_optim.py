@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,20 @@ from engine.optim import (
 )
 from utils.errors import UserError
 from utils.hyp import Hyp
+from utils.phases import Phase
 from utils.types import Progress
 
 
-def timetable(batch_size: int = 16, kind: str = "linear", **hyp: float) -> Timetable:
+def timetable(batch_size: int = 16, kind: str = "linear", **hyp: Any) -> Timetable:
     return Timetable(Recipe("SGD", 0.01, 0.937, 0.1), Hyp(lr0=0.01, **hyp), kind, batch_size)
+
+
+def test_each_phase_decays_from_its_own_learning_rate() -> None:
+    phases = (Phase(2, lr0=1e-3), Phase(4), Phase(2, lr0=1e-5))
+    table = timetable(warmup_epochs=0, lrf=0.1, phases=phases)
+    rates = [table.learning_rate(Progress(epoch, 0, 8, 5), "weights") for epoch in range(8)]
+    of_four = [0.01 * (1 - 0.9 * epoch / 4) for epoch in range(4)]
+    assert rates == pytest.approx([1e-3, 5.5e-4, *of_four, 1e-5, 5.5e-6])
 
 
 def test_only_weights_of_layers_that_are_no_norm_decay() -> None:

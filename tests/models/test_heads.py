@@ -56,6 +56,44 @@ def test_half_precision_levels_are_decoded_in_float32(head):
     torch.testing.assert_close(decoded, head.decode([level.float() for level in half]))
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_encoding_undoes_decoding(head, index):
+    level = 2 * torch.randn(2, 3, 5, 7, 4)
+    logits = head.encode_boxes(index, head.decode_boxes(index, level))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, level, rtol=1e-3, atol=1e-3)
+
+
+def test_a_box_is_encoded_for_its_cell_and_anchor(head):
+    boxes = torch.ones(1, 3, 5, 7, 4)
+    boxes[0, 2, 4, 6] = torch.tensor([100.0, 75, 59, 238])  # (6.25, 4.6875) cells; the anchor, and twice its height
+    x, y, w, h = head.encode_boxes(1, boxes)[0, 2, 4, 6].sigmoid().tolist()
+    assert x == pytest.approx((6.25 - 6 + 0.5) / 2)
+    assert y == pytest.approx((4.6875 - 4 + 0.5) / 2)
+    assert w == pytest.approx(1 / 2)
+    assert h == pytest.approx(math.sqrt(2) / 2)
+
+
+def test_boxes_out_of_reach_become_the_nearest_that_a_cell_can_say(head):
+    boxes = torch.zeros(3, 3, 5, 7, 4)
+    boxes[0, ..., :2], boxes[0, ..., 2:] = -1000, 0
+    boxes[1, ..., :2], boxes[1, ..., 2:] = 1000, 1000
+    boxes[2] = -torch.inf
+    logits = head.encode_boxes(0, boxes)
+    assert logits.isfinite().all()
+    found = head.decode_boxes(0, logits)
+    corner = torch.tensor([3.0, 2.0]) * 8  # of the cell in row 2, column 3
+    close = {"rtol": 1e-3, "atol": 1e-2}
+    for image, cells, sides in ((0, -0.5, 0), (1, 1.5, 4), (2, -0.5, 0)):
+        torch.testing.assert_close(found[image, 0, 2, 3, :2], corner + 8 * cells, **close)
+        torch.testing.assert_close(found[image, 0, 2, 3, 2:], torch.tensor(ANCHORS[0][:2]) * float(sides), **close)
+
+
+def test_half_precision_boxes_are_encoded_in_float32(head):
+    boxes = head.decode_boxes(0, torch.randn(1, 3, 3, 5, 4)).half()
+    assert torch.equal(head.encode_boxes(0, boxes), head.encode_boxes(0, boxes.float()))
+
+
 def test_anchors_are_kept_in_units_of_the_stride(head):
     assert torch.equal(head.anchors_px, torch.tensor(ANCHORS, dtype=torch.float32).view(2, 3, 2))
     assert torch.equal(head.anchors[1, 0], torch.tensor([30 / 16, 61 / 16]))

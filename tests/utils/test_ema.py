@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.ema import ModelEma
+from utils.ema import ModelEma
 
 
 def net() -> nn.Module:

@@ -1,0 +1,172 @@
+"""What one teacher teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from distill.guides import Average, OnlineTeacher
+from distill.methods import Pair
+from distill.outputs import OutputLoss
+from distill.outputs.base import head_strides
+from distill.pairs import Lesson
+from distill.teacher import Teacher
+from distill.translate import Translator
+from distill.weighing import Weighing, difficulty, emphasised
+from utils.types import Batch, Prediction
+
+Guide = Teacher | Average | OnlineTeacher
+
+
+class Shown(NamedTuple):
+    """What a teacher made of a batch."""
+
+    prediction: Prediction | None  # in its own anchors and image size; None unless something asks for it
+    maps: dict[int, Tensor]  # by layer
+    loss: Tensor | None  # of a teacher that learns: its own
+
+
+class Course(nn.Module):
+    """A guide, the output losses and feature pairs through which it is heard, and their weights.
+
+    A frozen teacher sits in a tuple, into which nn.Module does not look: neither optimised, nor synchronised, nor
+    saved. Teachers that move are submodules.
+
+    Args:
+        outputs: output losses by name; their terms are called `kd_{name}`.
+        weighings: by term name without the suffix.
+        translator: of the guide's prediction into the student's anchors and grid; needed by output losses and by
+            `difficulty`.
+        difficulty_power: of the weights of images, 0 for none.
+        suffix: of all term names, where a task has several courses.
+    """
+
+    def __init__(
+        self,
+        guide: Guide,
+        outputs: Mapping[str, OutputLoss],
+        pairs: Sequence[Pair],
+        weighings: Mapping[str, Weighing],
+        translator: Translator | None = None,
+        difficulty_power: float = 0.0,
+        always_predicts: bool = False,
+        suffix: str = "",
+    ) -> None:
+        super().__init__()
+        self._guide = (guide,)
+        if not isinstance(guide, Teacher):
+            self.learner = guide
+        self.outputs = nn.ModuleDict(outputs)
+        self.pairs = nn.ModuleList(pairs)
+        self.weighings = dict(weighings)
+        self.translator = translator
+        self.difficulty_power = difficulty_power
+        self.always_predicts = always_predicts
+        self.suffix = suffix
+        self.guide_strides = tuple(head_strides(guide.head))
+        self.active: Collection[str] = self.term_names  # the terms that count in this epoch
+
+    @property
+    def guide(self) -> Guide:
+        return self._guide[0]
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, str]]:
+        """Term name -> "outputs" or "features", and the method's name."""
+        kinds = {f"kd_{name}{self.suffix}": ("outputs", name) for name in self.outputs}
+        return kinds | {pair.name + self.suffix: ("features", pair.method) for pair in self._pairs()}
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Of the imitation, in the order in which they follow the detection loss's."""
+        return tuple(self.kinds)
+
+    @property
+    def own_term(self) -> str | None:
+        """Of the guide's own loss, if it learns."""
+        return f"teacher{self.suffix}" if isinstance(self.guide, OnlineTeacher) else None
+
+    @property
+    def depth(self) -> int:
+        """The largest stride that is compared; 0 without pairs."""
+        return max((pair.stride for pair in self._pairs()), default=0)
+
+    def deepest(self, name: str) -> bool:
+        """Whether a term is of the deepest pair, or no feature's at all."""
+        return all(pair.name + self.suffix != name or pair.stride == self.depth for pair in self._pairs())
+
+    def activate(self, names: Collection[str]) -> None:
+        """Chooses the terms of an epoch; what does not count rests: its parameters ask for no gradient."""
+        self.active = [name for name in self.term_names if name in names]
+        for name, loss in self.outputs.items():
+            loss.requires_grad_(f"kd_{name}{self.suffix}" in self.active)
+        for pair in self._pairs():
+            pair.requires_grad_(pair.name + self.suffix in self.active)
+        if isinstance(self.guide, OnlineTeacher):
+            self.guide.model.requires_grad_(bool(self.active))
+
+    def after_step(self, student: nn.Module) -> None:
+        """Averages follow what they average."""
+        if isinstance(self.guide, Average):
+            self.guide.follow(student)
+        elif isinstance(self.guide, OnlineTeacher) and self.guide.average is not None and self.active:
+            self.guide.average.follow(self.guide.model)
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    @property
+    def student_layers(self) -> set[int]:
+        """Whose maps the active pairs compare."""
+        return {layer for pair in self._active_pairs() for layer in pair.student_layers}
+
+    def show(self, batch: Batch) -> Shown:
+        """Runs the guide as far as the active terms need it."""
+        layers = sorted({layer for pair in self._active_pairs() for layer in pair.teacher_layers})
+        wants = self.always_predicts or self.difficulty_power > 0 or bool(self._active_outputs())
+        wants = wants or any(pair.loss.needs_prediction for pair in self._active_pairs())
+        loss = None
+        if isinstance(self.guide, OnlineTeacher):
+            loss, (prediction, maps) = self.guide.study(batch, layers, wants)
+        else:
+            prediction, maps = self.guide(batch.images, layers, want_prediction=wants)
+        return Shown(prediction, dict(zip(layers, maps, strict=True)), loss)
+
+    def forward(self, prediction: Prediction, maps: dict[int, Tensor], shown: Shown, batch: Batch) -> dict[str, Tensor]:
+        """The student's prediction and maps by layer, beside what the guide has shown -> active terms, weighed."""
+        taught = shown.prediction
+        if taught is not None and self.translator is not None:
+            taught = self.translator.translate(taught, prediction)
+        if self.difficulty_power > 0 and taught is not None:
+            prediction, maps = emphasised(prediction, maps, self._difficulty(prediction, taught))
+        terms = {}
+        for name, loss in self._active_outputs():
+            terms[f"kd_{name}{self.suffix}"] = self.weighings[f"kd_{name}"](loss(prediction, taught, batch))
+        for pair in self._active_pairs():
+            lesson = Lesson(batch, pair.stride, shown.prediction, self.guide.head, self.guide_strides)
+            own_maps = [maps[layer] for layer in pair.student_layers]
+            value = pair(own_maps, [shown.maps[layer] for layer in pair.teacher_layers], lesson)
+            terms[pair.name + self.suffix] = self.weighings[pair.name](value)
+        return terms
+
+    def _difficulty(self, prediction: Prediction, taught: Prediction) -> Tensor:
+        """(B,) weights of the images; `taught` in the student's anchors and grid."""
+        assert self.translator is not None, "asked for by whoever sets difficulty_power"
+        levels = self.translator.level_pairs
+        own = [prediction.levels[level][..., 4] for level, _ in levels]
+        return difficulty(own, [taught.levels[level][..., 4] for _, level in levels], self.difficulty_power)
+
+    def _pairs(self) -> list[Any]:
+        return list(self.pairs)
+
+    def _active_pairs(self) -> list[Any]:
+        return [pair for pair in self._pairs() if pair.name + self.suffix in self.active]
+
+    def _active_outputs(self) -> list[tuple[str, Any]]:
+        return [(name, loss) for name, loss in self.outputs.items() if f"kd_{name}{self.suffix}" in self.active]
+
+
+def layers_of(courses: Iterable[Course]) -> list[int]:
+    """Each student layer once, however many methods and teachers look at it."""
+    return sorted({layer for course in courses for layer in course.student_layers})

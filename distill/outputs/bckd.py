@@ -1,0 +1,105 @@
+"""The scores that NMS sees, and the boxes where they differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.options import not_negative
+from distill.outputs.cellwise import BACKGROUND, CellsLoss
+from distill.outputs.terms import box_mismatch, iou_kind, joint_logit
+from utils.errors import UserError
+from utils.types import Batch, Prediction
+
+if TYPE_CHECKING:
+    from distill.classes import ClassMap
+    from losses.anchor import Gains
+
+
+class BridgingProtocol(CellsLoss):
+    """Cross-entropy of each class score with the teacher's, and overlap of boxes, weighed by how far scores differ.
+
+    A score is p = sigmoid(objectness) * sigmoid(class), so classes carry objectness with them and background needs no
+    weight of its own: there both scores are small, and so is their difference. With d = |p_T - p_S| as a mere factor,
+
+    - classes: sum over cells and classes of d^beta * cross-entropy(p_S, p_T), over the number of classes, of which the
+      detection loss takes a mean, too;
+    - boxes: sum over cells of max over classes of d, times 1 - overlap of the decoded boxes;
+
+    each over what the teacher believes in: its highest score, summed over cells, and at least 1. The paper divides by
+    the number of positive samples of an assigner, which has no part in this. Times the gains of the detection loss and
+    the number of levels, for which they are rescaled.
+
+    Left out are cells where both sides' objectness is below 0.01, nearly all: d is below 0.01 there, and the pull of
+    a class, d times the difference, below 0.0001.
+
+    Where class lists differ, see `CellsLoss`. The score of a student or a teacher of one class is its objectness.
+
+    Source: Yang et al., "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection",
+    ICCV 2023, arXiv:2308.14286.
+
+    Args:
+        beta: power of d; 0 is plain cross-entropy, in the cells that are not left out.
+        classes, box: factors of the two parts, besides their gains; 0 leaves a part out.
+        iou: iou, giou, diou or ciou.
+    """
+
+    def __init__(
+        self,
+        student_head: nn.Module,
+        teacher_head: nn.Module,
+        class_map: ClassMap,
+        gains: Gains,
+        beta: float = 1.0,
+        classes: float = 1.0,
+        box: float = 4.0,
+        iou: str = "giou",
+    ) -> None:
+        super().__init__(student_head, teacher_head, class_map, gains)
+        where = "output loss 'bckd'"
+        self.beta = not_negative(f"{where}: beta", beta)
+        self.iou = iou_kind(f"{where}: iou", iou)
+        classes = not_negative(f"{where}: classes", classes)
+        box = not_negative(f"{where}: box", box)
+        if not classes and not box:
+            raise UserError(f"{where}: classes and box are both 0, which leaves nothing to compare")
+        self.gains = gains._replace(box=gains.box * box, cls=gains.cls * classes)
+
+    def forward(self, student: Prediction, taught: Prediction, batch: Batch) -> Tensor:
+        """Raw levels (B, A, H, W, 5 + C) on both sides -> scalar."""
+        totals = [
+            self._level(student.levels[own], taught.levels[other].detach(), self.anchors(own))
+            for own, other in self.level_pairs
+        ]
+        boxes, classes, belief = torch.stack(totals).sum(0)
+        return len(totals) * (self.gains.box * boxes + self.gains.cls * classes) / belief.clamp(min=1)
+
+    def _level(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+        """Sums over one level: boxes, classes (means over classes), and what the teacher believes in."""
+        belief = teacher[..., 4].float().sigmoid()  # (B, A, H, W)
+        sees = belief > BACKGROUND
+        heard = self.heard(teacher, sees)
+        matters = (sees | (student[..., 4].detach().float().sigmoid() > BACKGROUND)) & heard
+        chosen = matters.nonzero(as_tuple=True)
+        trust = self.trust(belief, heard)[chosen]  # (M,)
+        own, other = student[chosen].float(), teacher[chosen].float()
+        mine, theirs = self._scores(own, other)  # (M, K) logits
+        target = theirs.sigmoid()
+        apart = (target - mine.detach().sigmoid()).abs()
+        entropy = apart**self.beta * F.binary_cross_entropy_with_logits(mine, target, reduction="none")
+        mismatch = apart.amax(-1) * box_mismatch(own, other, anchors[chosen[1]], self.iou)
+        return torch.stack(
+            [(mismatch * trust).sum(), (entropy.mean(-1) * trust).sum(), (target.amax(-1) * trust).sum()]
+        )
+
+    def _scores(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (M, 5 + C) and (M, 5 + C') -> logits of the scores, (M, K) twice."""
+        mine, theirs = self.classes(student, teacher)
+        own, other = student[:, 4:5], teacher[:, 4:5]
+        return (
+            joint_logit(own, mine) if self.has_classes else own.expand_as(mine),
+            joint_logit(other, theirs) if self.class_map.num_teacher > 1 else other.expand_as(theirs),
+        )
