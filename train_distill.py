@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         teachers = load_teachers(session)
         student = session.student()
         session.load_data(max(one.stride for one in (student, *teachers)), unlabelled=True)
-        keeps_own = bool(options.anchors) or not use_outputs or not teachers
-        if keeps_own or not takes_anchors(session, student, teachers[0]):
-            session.fit_anchors(student)
+        settle_anchors(session, student, teachers, use_outputs)
         criterion = session.criterion(student)
         task = build_distillation(  # before the baseline: what does not fit together is said at once
             student,
@@ -63,25 +61,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             teachers,
             hyp,
             gains=criterion.gains,
+            epochs=options.epochs,
             frozen=frozen_teacher(session),
             criterion_of=session.criterion,
         )
+        if hyp.pseudo_labels is not None and not session.data.unlabelled:
+            log.warning("pseudo_labels: %s has no unlabelled images, so there is nothing to label", options.data)
         scored = []
         for (weights, cfg), teacher, role in zip(options.teachers(), teachers, others(session), strict=True):
             if role.kind == "frozen" and validate_teacher(session, weights, teacher, needed=use_outputs):
                 scored.append((resolve_weights(weights), cfg))
+            if role.kind == "frozen":
+                teacher.cpu()  # its guide is a copy
 
         baseline: list[tuple[str, Path, str]] = []
         if options.baseline:
             folder = session.folder / "baseline"
             plain = session.student(folder)
             log.info("first the baseline: the same student, seed and budget, without the teacher")
+            if session.data.unlabelled:
+                log.info("unlabelled images are in the baseline's batches, too, and teach it nothing")
             plain_task = DetectionTask(plain, session.criterion(plain))
             baseline.append(("baseline", session.fit(plain_task, folder, hyp=replace(hyp, phases=())).best, ""))
 
         outcome = session.fit(task, callbacks=(KeepTeachers(),))
         if dist.is_main():
-            learned = [(path, "") for path in sorted(outcome.best.parent.glob("teacher*.pt"))]
+            files = [outcome.best.with_name(f"{name}.pt") for name in map(str, task.own_terms)]
+            learned = [(path, "") for path in files if path.exists()]
             teacher_rows = [("teacher", path, cfg) for path, cfg in scored + learned]
             compare(session, [("student", outcome.best, ""), *teacher_rows, *baseline])
 
@@ -97,7 +103,7 @@ class KeepTeachers(Callback):
             guide, plan = course.guide, trainer.plan
             if isinstance(guide, OnlineTeacher):
                 model = guide.model if guide.average is None else guide.average.model
-                path = outcome.best.with_name(f"teacher{course.suffix}.pt")
+                path = outcome.best.with_name(f"{course.own_term}.pt")
                 save(path, model, options=plan.options or {}, hyp=plan.hyp or {}, metrics={}, half=True)
                 log.info("the teacher that learned along: %s", path)
 
@@ -170,6 +176,25 @@ def validate_teacher(session: Session[DistillOptions], name: str, teacher: Model
     if scores.map50 < 0.01:
         log.warning("the teacher finds next to nothing here: is it trained on these classes and this kind of images?")
     return True
+
+
+def settle_anchors(
+    session: Session[DistillOptions], student: Model, teachers: Sequence[Model], use_outputs: bool
+) -> None:
+    """The student's anchors: those of a frozen teacher whose outputs are imitated, else its own, checked or new ones.
+
+    Teachers that learn along then have the student's.
+    """
+    import torch
+
+    frozen = [teacher for teacher, role in zip(teachers, others(session), strict=True) if role.kind == "frozen"]
+    keeps_own = bool(session.options.anchors) or not use_outputs or not frozen
+    if keeps_own or not takes_anchors(session, student, frozen[0]):
+        session.fit_anchors(student)
+    for teacher in teachers:
+        if teacher not in frozen and teacher.head.anchors.shape == student.head.anchors.shape:
+            if torch.equal(teacher.head.strides, student.head.strides):
+                teacher.head.set_anchors_px(student.head.anchors_px)
 
 
 def takes_anchors(session: Session[DistillOptions], student: Model, teacher: Model) -> bool:

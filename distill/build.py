@@ -58,6 +58,7 @@ def build_distillation(
     hyp: Hyp,
     *,
     gains: Gains,
+    epochs: int | None = None,
     frozen: Callable[[Model], Teacher] = Teacher,
     criterion_of: Callable[[Model], nn.Module] | None = None,
 ) -> DistillationTask:
@@ -67,6 +68,7 @@ def build_distillation(
         teachers: in the order of the recipe's roles, but for roles of kind "self", which have none. Frozen ones are
             copied; an online one is trained itself.
         gains: of the detection loss, rescaled (`losses.anchor.rescaled_gains`); output losses multiply by them.
+        epochs: of the run, so that a recipe that does not fit into it is refused at once.
         frozen: makes the guide of a frozen teacher: its number format, device, image size.
         criterion_of: the detection loss of an online teacher.
 
@@ -101,6 +103,8 @@ def build_distillation(
         record.deepest_first,
         _pseudo_labels(pupil, courses[0], model if roles[0].kind == "self" else teachers[0]),
     )
+    if epochs is not None:
+        task.check(epochs)
     return task.to(device)
 
 
@@ -132,9 +136,10 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
     weighings: dict[str, Weighing] = {}
     if pupil.outputs:
         classes = class_map(pupil.model, teacher)
-        losses, weighings = output_losses(pupil.outputs, pupil.model, teacher, classes, pupil.gains)
+        own = {"anchor_t": hyp.anchor_t}  # what a loss may take from the recipe unless its own options say otherwise
+        losses, weighings = output_losses(pupil.outputs, pupil.model, teacher, classes, pupil.gains, own)
     pairs, others = _pairs(pupil, teacher, role)
-    scaled = {name: one._replace(weight=weight * one.weight) for name, one in (weighings | others).items()}
+    scaled = {name: one.scaled(weight) for name, one in (weighings | others).items()}
     scale = guide.image_scale if isinstance(guide, Teacher) else (1.0, 1.0)
     needs_cells = bool(losses) or hyp.difficulty > 0
     return Course(
@@ -144,7 +149,7 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
         scaled,
         Translator(pupil.model.head, guide.head, scale) if needs_cells else None,
         difficulty_power=hyp.difficulty,
-        always_predicts=hyp.pseudo_labels is not None,
+        always_predicts=hyp.pseudo_labels is not None and suffix == "",  # the first teacher's are the labels
         suffix=suffix,
     )
 

@@ -57,7 +57,7 @@ def match_classes(
         )
     own, others = zip(*shared, strict=True)
     classes = ClassMap(own, others, num_student, num_teacher)
-    _report(classes, student)
+    _report(classes, student, teacher)
     return classes
 
 
@@ -76,13 +76,19 @@ def _by_index(
     return ClassMap(indices, indices, num_student, num_teacher)
 
 
-def _report(classes: ClassMap, names: Sequence[str]) -> None:
-    if classes.identical:
+def _report(classes: ClassMap, student: Sequence[str], teacher: Sequence[str]) -> None:
+    """Says who learns what from whom, unless the lists are the same."""
+    if list(student) == list(teacher):
         return
-    untaught = [name for index, name in enumerate(names) if index not in classes.student]
+    untaught = [name for index, name in enumerate(student) if index not in classes.student]
+    ignored = [name for index, name in enumerate(teacher) if index not in classes.teacher]
+    taught = [
+        f"{teacher[other]} -> {student[own]}" for own, other in zip(classes.student, classes.teacher, strict=True)
+    ]
     log.info(
         "%d of %d teacher classes are the student's%s",
         len(set(classes.teacher)),
         classes.num_teacher,
         f"; not taught: {listed(untaught)}" if untaught else "",
     )
+    log.info("teacher classes taught: %s%s", listed(taught), f"; ignored: {listed(ignored)}" if ignored else "")

@@ -88,14 +88,11 @@ class Course(nn.Module):
         """Of the guide's own loss, if it learns."""
         return f"teacher{self.suffix}" if isinstance(self.guide, OnlineTeacher) else None
 
-    @property
-    def depth(self) -> int:
-        """The largest stride that is compared; 0 without pairs."""
-        return max((pair.stride for pair in self._pairs()), default=0)
-
-    def deepest(self, name: str) -> bool:
-        """Whether a term is of the deepest pair, or no feature's at all."""
-        return all(pair.name + self.suffix != name or pair.stride == self.depth for pair in self._pairs())
+    def deepest(self, names: Collection[str]) -> set[str]:
+        """Of these terms, those of the deepest pair among them, and those that are no feature's."""
+        strides = {pair.name + self.suffix: pair.stride for pair in self._pairs()}
+        depth = max((strides[name] for name in names if name in strides), default=0)
+        return {name for name in names if strides.get(name, depth) == depth}
 
     def activate(self, names: Collection[str]) -> None:
         """Chooses the terms of an epoch; what does not count rests: its parameters ask for no gradient."""

@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.teacher import Shown, watch
 from utils.ema import ModelEma
 from utils.types import Batch, Prediction
 
-Shown = tuple[Prediction | None, list[Tensor]]  # raw levels, and the maps of the layers asked for
+
+class _Mean(ModelEma):
+    """At first the plain mean of all weights so far, so that it differs from the model from the first step on."""
+
+    def momentum(self) -> float:
+        return min(self.decay, 1 - 1 / (self.updates + 1))
 
 
 class Average(nn.Module):
@@ -24,12 +30,12 @@ class Average(nn.Module):
 
     Args:
         model: copied as it is now; followed by `follow`.
-        decay: of the average, reached after some thousand steps (`utils.ema.ModelEma`).
+        decay: of the average; until it has seen 1 / (1 - decay) steps it is their plain mean, as in the paper.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
         super().__init__()
-        self._ema = (ModelEma(model, decay),)
+        self._ema = (_Mean(model, decay),)
         self.model: Any = self._ema[0].model
         super().train(False)
 
@@ -59,9 +65,7 @@ class Average(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, layers: Sequence[int] = (), want_prediction: bool = True) -> Shown:
         """The raw prediction and the outputs of `layers`, as `distill.teacher.Teacher`."""
-        if not want_prediction:
-            return None, list(self.model.features(images, layers))
-        return run(self.model, images, layers)
+        return watch(self.model, images, layers, want_prediction)
 
 
 class OnlineTeacher(nn.Module):
@@ -86,17 +90,10 @@ class OnlineTeacher(nn.Module):
 
     def study(self, batch: Batch, layers: Sequence[int], want_prediction: bool) -> tuple[Tensor, Shown]:
         """Its own detection loss, and what it shows: of itself, or of its average."""
-        prediction, maps = run(self.model, batch.images, layers)
+        prediction, maps = watch(self.model, batch.images, layers if self.average is None else ())
+        assert prediction is not None, "watched without leaving it out"
         loss = torch.stack([term.float() for term in self.criterion(prediction, batch).values()]).sum()
         if self.average is not None:
             return loss, self.average(batch.images, layers, want_prediction)
         levels, aux = (tuple(level.detach() for level in part) for part in prediction)
         return loss, (Prediction(levels, aux), [x.detach() for x in maps])
-
-
-def run(model: nn.Module, images: Tensor, layers: Sequence[int]) -> tuple[Prediction, list[Tensor]]:
-    """The raw prediction of a model and the outputs of `layers`."""
-    if not layers:  # a bare Prediction then; unpacking it would tear its two fields apart
-        return model(images), []
-    prediction, maps = model(images, extra_features=layers)
-    return prediction, list(maps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ COMMON_FEATURES = (*COMMON, "strides", "cutmix")  # and of every feature loss
 def chosen(asked: Methods | None, default: Methods) -> Methods:
     """The methods that are used: those asked for, or the default, but for those of no weight."""
     methods = {name: dict(options or {}) for name, options in (default if asked is None else asked).items()}
-    silent = [name for name, options in methods.items() if options.get("weight") == 0]
+    silent = [name for name, options in methods.items() if not any(_listed(options.get("weight", 1)))]
     if silent:
         log.warning("%s with weight 0 are left out", ", ".join(silent))
     return {name: options for name, options in methods.items() if name not in silent}
@@ -56,7 +57,7 @@ def check_phases(phases: Sequence[Phase], outputs: Methods, features: Methods) -
     empty = [kind for kind, methods in (("outputs", outputs), ("features", features)) if not methods]
     for index, phase in enumerate(phases):
         where = f"phases: {phase.name or index + 1}"
-        for word in phase.terms:
+        for word in () if phase.terms == ALL_TERMS else phase.terms:
             if word in empty:
                 flag = "--d_feature" if word == "features" else "--d_output"
                 raise UserError(f"{where}: trains {word}, but none is chosen; pass {flag}")
@@ -84,13 +85,18 @@ def _own(options: Mapping[str, Any], common: Sequence[str]) -> dict[str, Any]:
 
 
 def output_losses(
-    methods: Methods, student: Model, teacher: Model, classes: ClassMap, gains: Gains
+    methods: Methods, student: Model, teacher: Model, classes: ClassMap, gains: Gains, shared: Mapping[str, Any]
 ) -> tuple[dict[str, OutputLoss], dict[str, Weighing]]:
-    """Losses by name, and weights by term name."""
+    """Losses by name, and weights by term name.
+
+    Args:
+        shared: options that a loss which knows them takes, unless it is given its own.
+    """
     losses, weighings = {}, {}
     heads = student.head, teacher.head
     for name, options in methods.items():
-        own = _own(options, COMMON)
+        taken = inspect.signature(find("output loss", name, OUTPUTS)).parameters
+        own = {key: value for key, value in shared.items() if key in taken} | _own(options, COMMON)
         losses[name] = build("output loss", name, OUTPUTS, *heads, classes, gains, options=own, common=COMMON)
         weight = options.get("weight", losses[name].default_weight)
         weighings[f"kd_{name}"] = weighing(f"output loss '{name}'", options, weight)
@@ -137,12 +143,15 @@ def _at_strides(name: str, strides: Any, matched: Matched) -> Matched:
     """The pairs that a method looks at."""
     if strides is None:
         return matched
-    wanted = strides if isinstance(strides, list) else [strides]
+    wanted = _listed(strides)
     known = [own.stride for own, _ in matched]
-    for stride in wanted:
-        if stride not in known:
-            raise UserError(f"feature loss '{name}': strides: there is no pair of stride {stride}; there are {known}")
+    if not wanted or not set(wanted) <= set(known):
+        raise UserError(f"feature loss '{name}': strides: got {strides!r}, expected some of {known}")
     return [pair for pair in matched if pair[0].stride in wanted]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _weights(name: str, options: Mapping[str, Any], count: int) -> list[Any]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from distill.balance import DynamicWeightAverage
 from distill.course import Course, Shown, layers_of
-from distill.guides import run
 from distill.schedule import Schedule
+from distill.teacher import watch
+from utils.errors import UserError
 from utils.phases import Phase, stretch_at
 from utils.types import Batch, Prediction, Progress
 
@@ -54,7 +55,7 @@ class DistillationTask(nn.Module):
         self.deepest_first = deepest_first
         self.pseudo_labels = pseudo_labels
         self.detects = True  # whether the loss on labels counts in this epoch
-        self._active: frozenset[str] = frozenset(self.term_names)
+        self._epoch: tuple[int, int] | None = None  # of how many, for which the active terms were chosen
         # whatever changes over time: schedule, temperatures, balance, criteria
         self._clocked = tuple(m for m in self.modules() if m is not self and callable(getattr(m, "at", None)))
 
@@ -67,22 +68,53 @@ class DistillationTask(nn.Module):
         """Sets weights, temperatures and the active terms of this moment."""
         for module in self._clocked:
             module.at(progress)  # type: ignore[operator]
-        part = stretch_at(self.phases, progress.epoch, progress.epochs)
-        if part is not None and progress.epoch == part.start and progress.step == 0:
+        if self._epoch == (progress.epoch, progress.epochs):
+            return
+        self._epoch = (progress.epoch, progress.epochs)
+        part = stretch_at(self.phases, *self._epoch)
+        if part is not None and progress.epoch == part.start:
             log.info("phase %s: %s", part.phase.name or part.start + 1, ", ".join(part.phase.terms))
-        wanted = None if part is None else part.phase.terms
-        self.detects = wanted is None or "detection" in wanted
-        active = frozenset(name for name in self.term_names if self.schedule.active(progress))
+        self.detects, active = self.plan(progress)
         for course in self._courses():
-            late = {name for name in course.term_names if not course.deepest(name)}
-            if progress.epoch < self.deepest_first:
-                active -= late
-            if wanted is not None:
-                active -= {name for name, words in course.kinds.items() if not set(words) & set(wanted)}
-        if active != self._active:
-            self._active = active
-            for course in self._courses():
-                course.activate(active)
+            course.activate(active)
+
+    def plan(self, progress: Progress) -> tuple[bool, set[str]]:
+        """Whether the loss on labels counts in this epoch, and which imitation terms do.
+
+        Raises:
+            UserError: the run is too short for its phases, or for the epochs without a teacher.
+        """
+        part = stretch_at(self.phases, progress.epoch, progress.epochs)
+        words = None if part is None else set(part.phase.terms)
+        active: set[str] = set()
+        for course in self._courses() if self.schedule.active(progress) else []:
+            wanted = {name for name, own in course.kinds.items() if words is None or words & set(own)}
+            active |= course.deepest(wanted) if progress.epoch < self.deepest_first else wanted
+        return words is None or "detection" in words, active
+
+    def check(self, epochs: int) -> None:
+        """Looks through a run of so many epochs before it begins.
+
+        Raises:
+            UserError: as `plan`, or an epoch in which nothing would be trained.
+        """
+        ever: set[str] = set()
+        for epoch in range(epochs):
+            detects, active = self.plan(Progress(epoch, 0, epochs, 1))
+            if not detects and not active:
+                raise UserError(
+                    f"epoch {epoch + 1} of {epochs} would train nothing: its phase leaves out the detection loss, and "
+                    "no imitation term is active (see phases, off_epochs and deepest_first of the recipe)"
+                )
+            ever |= active
+        if silent := [name for name in self.term_names if name not in ever]:
+            log.warning("never active in these %d epochs: %s", epochs, ", ".join(silent))
+
+    def learners(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients are clipped together: teachers that learn apart from all else."""
+        apart = [list(course.guide.model.parameters()) for course in self._courses() if course.own_term is not None]
+        theirs = {id(parameter) for group in apart for parameter in group}
+        return [[parameter for parameter in self.parameters() if id(parameter) not in theirs], *apart]
 
     def after_step(self) -> None:
         """Averages follow what they average."""
@@ -94,10 +126,12 @@ class DistillationTask(nn.Module):
         courses = [course for course in self._courses() if course.active]
         shown = [course.show(batch) for course in courses]  # before the student, whose graph then takes the memory
         layers = layers_of(courses)
-        prediction, found = run(self.model, batch.images, layers)
+        prediction, found = watch(self.model, batch.images, layers)
+        assert prediction is not None, "watched without leaving it out"
         maps = dict(zip(layers, found, strict=True))
 
-        detection = dict(self.criterion(prediction, self._labelled(batch, shown)))
+        batch = self._labelled(batch, shown)
+        detection = dict(self.criterion(prediction, batch))
         imitation: dict[str, Tensor] = {}
         for course, seen in zip(courses, shown, strict=True):
             imitation |= course(prediction, maps, seen, batch)
@@ -106,7 +140,8 @@ class DistillationTask(nn.Module):
         if not self.detects:  # still in the graph: DDP wants a gradient, if only 0, for all that may have one
             detection = {name: 0 * value for name, value in detection.items()}
         own = {course.own_term: seen.loss for course, seen in zip(courses, shown, strict=True) if seen.loss is not None}
-        return detection | self._weighed(imitation) | self._own_terms(own)
+        theirs = {name: own.get(name, self._silence()) for name in self.own_terms}
+        return detection | self._weighed(imitation) | theirs
 
     def _weighed(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every imitation term, 0 where it is not found."""
@@ -116,9 +151,10 @@ class DistillationTask(nn.Module):
             terms[name] = self.schedule.weight * balance * value
         return terms
 
-    def _own_terms(self, found: dict[str | None, Tensor]) -> dict[str, Tensor]:
-        names = [course.own_term for course in self._courses() if course.own_term is not None]
-        return {name: found.get(name, self._silence()) for name in names}
+    @property
+    def own_terms(self) -> list[str]:
+        """Of the teachers that learn: the names of their own losses."""
+        return [course.own_term for course in self._courses() if course.own_term is not None]
 
     def _silence(self) -> Tensor:
         return torch.zeros((), device=self.schedule.weight.device)

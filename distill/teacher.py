@@ -16,6 +16,8 @@ from utils.types import Prediction
 if TYPE_CHECKING:
     from models.yolo import Model
 
+Shown = tuple[Prediction | None, list[Tensor]]  # raw levels, and the maps of the layers asked for
+
 DISTORTION = 0.05  # by which a teacher may see things wider or higher than the student does
 
 
@@ -75,9 +77,7 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()  # not inference_mode: losses save these tensors for their backward pass
-    def forward(
-        self, images: Tensor, layers: Sequence[int] = (), want_prediction: bool = True
-    ) -> tuple[Prediction | None, list[Tensor]]:
+    def forward(self, images: Tensor, layers: Sequence[int] = (), want_prediction: bool = True) -> Shown:
         """The raw prediction and the outputs of `layers`, in the asked order, in the teacher's own precision.
 
         Args:
@@ -86,20 +86,10 @@ class Teacher(nn.Module):
         """
         device, home = next(self.model.parameters()).device, images.device
         with torch.autocast(device.type, enabled=False):  # the student's autocast is not ours
-            prediction, maps = self._run(self._as_seen(_moved(images, device)), layers, want_prediction)
+            prediction, maps = watch(self.model, self._as_seen(_moved(images, device)), layers, want_prediction)
         if prediction is not None:
             prediction = Prediction(*(tuple(_moved(level, home) for level in levels) for levels in prediction))
         return prediction, [_moved(map_, home) for map_ in maps]
-
-    def _run(
-        self, images: Tensor, layers: Sequence[int], want_prediction: bool
-    ) -> tuple[Prediction | None, list[Tensor]]:
-        if not want_prediction:
-            return None, list(self.model.features(images, layers)) if layers else []
-        if not layers:  # a bare Prediction then; unpacking it would tear its two fields apart
-            return self.model(images), []
-        prediction, maps = self.model(images, extra_features=layers)
-        return prediction, list(maps)
 
     def _as_seen(self, images: Tensor) -> Tensor:
         """The images in the teacher's size and format."""
@@ -113,6 +103,16 @@ class Teacher(nn.Module):
             shrinks = min(self.image_scale) < 1  # without antialias single pixels would stand for all around them
             images = F.interpolate(images.float(), sides, mode="bilinear", align_corners=False, antialias=shrinks)
         return images.to(self.dtype)
+
+
+def watch(model: Any, images: Tensor, layers: Sequence[int], want_prediction: bool = True) -> Shown:
+    """A model's raw prediction and the outputs of `layers`; without the first, no further than the last of these."""
+    if not want_prediction:
+        return None, list(model.features(images, layers)) if layers else []
+    if not layers:  # a bare Prediction then; unpacking it would tear its two fields apart
+        return model(images), []
+    prediction, maps = model(images, extra_features=layers)
+    return prediction, list(maps)
 
 
 def image_scale(teacher: tuple[int, int], student: tuple[int, int]) -> tuple[float, float]:

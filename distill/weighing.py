@@ -10,13 +10,19 @@ from torch.autograd.function import FunctionCtx
 
 from utils.types import Prediction
 
+LARGEST = 4.0  # times the mean: no single image takes a whole batch
+
 
 class Weighing(NamedTuple):
-    """Of one imitation term; what every method's options may say."""
+    """Of one imitation term; what every method's options may say. Schedule and balance come after it."""
 
     weight: float = 1.0
     clip: float | None = None  # the largest value: a larger one is scaled down to it, and its gradient with it
     gradient_gain: float = 1.0  # multiplies the gradient and leaves the value, as reported and clipped
+
+    def scaled(self, factor: float) -> Weighing:
+        """For one of several teachers."""
+        return self._replace(weight=factor * self.weight, clip=None if self.clip is None else factor * self.clip)
 
     def __call__(self, value: Tensor) -> Tensor:
         """A float32 scalar -> the term."""
@@ -53,7 +59,7 @@ def emphasised(
 
 @torch.no_grad()
 def difficulty(student: list[Tensor], teacher: list[Tensor], power: float) -> Tensor:
-    """How far the student is from the teacher on each image: (B,) with mean 1, at most 4 before it is normalised.
+    """How far the student is from the teacher on each image: (B,) with mean 1.
 
     Measured is the difference of objectness, over all cells, beside what the teacher believes in: an image full of
     objects is not hard for their number.
@@ -66,5 +72,5 @@ def difficulty(student: list[Tensor], teacher: list[Tensor], power: float) -> Te
                 for own, other in zip(student, teacher, strict=True))  # fmt: skip
     belief = sum(other.float().sigmoid().flatten(1).sum(1) for other in teacher)
     distance = error / torch.as_tensor(belief).clamp(min=1)
-    weights = (distance / distance.mean().clamp(min=1e-6)).clamp(max=4) ** power
+    weights = (distance / distance.mean().clamp(min=1e-6)).clamp(max=LARGEST) ** power
     return weights / weights.mean().clamp(min=1e-6)

@@ -64,6 +64,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for child in module.modules():
         for name, parameter in child.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if name == "bias":
                 groups["biases"].append(parameter)
             elif isinstance(child, _NORMS):
@@ -75,7 +77,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(module: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.Optimizer:
-    """The optimizer over everything in `module`; frozen parameters are in it too and never move (no gradient)."""
+    """The optimizer over everything in `module` that may learn."""
     groups = parameter_groups(module, weight_decay)
     optimizer = OPTIMIZERS[recipe.name](groups, lr=recipe.lr0, momentum=recipe.momentum)
     counts = ", ".join(f"{len(group['params'])} {group['name']}" for group in groups)

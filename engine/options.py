@@ -247,6 +247,10 @@ def teacher_roles(options: DistillOptions, hyp: Hyp) -> tuple[TeacherRole, ...]:
     if options.t_kind is not None:
         roles = tuple(dataclasses.replace(role, kind=options.t_kind) for role in roles)
     others = [role for role in roles if role.kind != "self"]
+    if not any(role.kind == "frozen" for role in roles):
+        for flag, given in (("--t_imgsz", options.t_imgsz), ("--t_device", options.t_device)):
+            if given:
+                raise UserError(f"{flag} is for frozen teachers; one that learns sees what the student sees, beside it")
     if not sources and others:
         raise UserError(
             "--t_weights is missing: name the teacher's weights, such as --t_weights yolov5m.pt "

@@ -198,7 +198,7 @@ class Session(Generic[OptionsT]):
         return model, evaluator(model.to(self.device))
 
     def plan(self, folder: Path, timetable: Timetable) -> Plan:
-        options = self.options
+        options, hyp = self.options, timetable.hyp
         return Plan(
             folder=folder,
             epochs=options.epochs,
@@ -207,7 +207,7 @@ class Session(Generic[OptionsT]):
             timetable=timetable,
             stride=self.loader.stride,
             seed=options.seed,
-            patience=options.patience,
+            patience=0 if hyp.phases else options.patience,  # a phase without labels is no reason to stop
             val_period=options.val_period,
             validate=not options.noval,
             save=not options.nosave,
@@ -218,7 +218,7 @@ class Session(Generic[OptionsT]):
             image_weights=options.image_weights,
             clip_gradient=options.clip_grad,
             options=options.to_dict(),
-            hyp=hyp_to_dict(self.hyp),
+            hyp=hyp_to_dict(hyp),
         )
 
     def watchers(self, folder: Path) -> tuple[Callback, ...]:

@@ -6,6 +6,7 @@ The contract, fulfilled by `DetectionTask` here and by `DistillationTask` in `di
     task(batch)           -> dict of weighted scalar terms, means per image, whose sum is minimised; the keys stay
                           the same through a run
     task.at(progress)     called before each step, pure in `progress` (so resume needs nothing)
+    task.learners()       lists of parameters, each clipped by its own norm
     task.after_step()     called after each step of the optimizer, for averages that follow the weights
 
 Everything that learns is a submodule of the task, so that optimizer, DDP and checkpoint find it unasked. Which
@@ -30,6 +31,10 @@ class DetectionTask(nn.Module):
 
     def at(self, progress: Progress) -> None:
         """Nothing here changes over time."""
+
+    def learners(self) -> list[list[nn.Parameter]]:
+        """The model alone learns."""
+        return [list(self.parameters())]
 
     def after_step(self) -> None:
         """Nothing here follows the weights."""

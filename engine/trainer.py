@@ -114,6 +114,8 @@ class Trainer:
         if self.plan.image_weights:
             self._weigh_images()
         self.loader.set_epoch(epoch, mosaic)
+        # what losses draw depends on seed, epoch and rank alone, so that resume needs nothing
+        torch.manual_seed(int(sample_rng(self.plan.seed, epoch, dist.rank()).integers(2**62)))
         self.task.train()
         self.task.at(Progress(epoch, 0, self.plan.epochs, steps))
         module = wrap(self.task, self.plan.device)
@@ -182,7 +184,8 @@ class Trainer:
 
     def _step(self) -> None:
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.plan.clip_gradient)
+        for parameters in self.task.learners():
+            torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -244,8 +247,6 @@ class Trainer:
             "best_fitness": self.best.fitness,
             "best_epoch": self.best.epoch,
             "class_maps": self.class_maps,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.plan.device.type == "cuda" else None,
         }
 
     def resume(self, average: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -259,9 +260,6 @@ class Trainer:
         self.best = Best(state["best_fitness"], state["best_epoch"])
         self.class_maps = state["class_maps"]
         self.start_epoch = state["epoch"]
-        torch.set_rng_state(state["torch_rng"])
-        if state.get("cuda_rng") is not None and self.plan.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
 
     # -- small things --------------------------------------------------------------------------------------------------
 

@@ -280,14 +280,20 @@ def _phrase(hint: Any, limits: Mapping[str, Any]) -> str:
             members.remove(int)
         return " or ".join(_phrase(member, limits) for member in members)
     if origin is tuple:
+        if dataclasses.is_dataclass(arguments[0]):
+            return f"a list of mappings of {_keys(arguments[0])}"
         plural = {int: "whole numbers", float: "numbers", str: "names"}.get(arguments[0], "lists")
         return f"a list of {plural}{span if plural != 'lists' else ''}"
     if dataclasses.is_dataclass(hint):
-        return "a mapping of " + ", ".join(item.name for item in dataclasses.fields(hint))
+        return f"a mapping of {_keys(hint)}"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if hint in plain:
         return plain[hint] + (span if hint in (int, float) else "")
     return "a mapping such as {name: {weight: 1.0}}"
+
+
+def _keys(record: Any) -> str:
+    return ", ".join(item.name for item in dataclasses.fields(record) if item.init)
 
 
 def _noun(value: Any) -> str:

@@ -22,11 +22,15 @@ class ModelEma:
         self.ramp = ramp
         self.updates = 0
 
+    def momentum(self) -> float:
+        """Share of the average that stays in this update."""
+        return self.decay * (1 - math.exp(-self.updates / self.ramp))
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Moves the average one step towards `model`."""
         self.updates += 1
-        weight = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp))
+        weight = 1 - self.momentum()
         own, other = self.model.state_dict(), model.state_dict()
         pairs = [(own[key], other[key]) for key in own]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]

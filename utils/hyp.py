@@ -65,6 +65,12 @@ class TeacherRole:
     ema: float | None = number(None, low=0, below=1)
     layers: tuple[int, ...] | None = number(None, low=0)  # None: teacher_kd_layers
 
+    def __post_init__(self) -> None:
+        if self.kind == "self" and self.ema == 0:
+            raise ValueError("ema 0 would make the student its own copy, from which there is nothing to learn")
+        if self.kind == "frozen" and self.ema:
+            raise ValueError(f"ema {self.ema:g} is for teachers that move; a frozen one has no average")
+
 
 @dataclass(frozen=True)
 class Balance:

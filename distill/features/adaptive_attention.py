@@ -34,7 +34,7 @@ class AdaptiveAttention(FeatureLoss):
     """
 
     adapter = "conv_bn"
-    default_weight = 0.1
+    default_weight = 0.025
 
     def __init__(self, channels: int) -> None:
         super().__init__()

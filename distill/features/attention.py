@@ -24,7 +24,7 @@ class AttentionTransfer(FeatureLoss):
     """
 
     adapter = None
-    default_weight = 0.2
+    default_weight = 0.013
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) and (B, C', H, W) -> scalar, a mean over images."""

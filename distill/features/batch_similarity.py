@@ -31,6 +31,7 @@ class BatchSimilarity(FeatureLoss):
     """
 
     adapter = None
+    default_weight = 0.04
 
     def __init__(self, kind: str = "rows") -> None:
         super().__init__()

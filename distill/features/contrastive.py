@@ -41,7 +41,7 @@ class Contrastive(FeatureLoss):
     """
 
     adapter = "conv_bn"
-    default_weight = 0.1
+    default_weight = 0.05
 
     def __init__(self, temperature: Any = 0.1, positions: int = 64) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class FocalGlobal(FeatureLoss):
 
     adapter = "conv"
     needs_boxes = True
-    default_weight = 0.01
+    default_weight = 7e-5
 
     def __init__(
         self,

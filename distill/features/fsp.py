@@ -30,6 +30,7 @@ class FlowOfSolution(FeatureLoss):
 
     adapter = "conv_bn"
     spans = 2
+    default_weight = 0.03
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor], lesson: Lesson) -> Tensor:
         """Two maps (B, C1, H1, W1), (B, C2, H2, W2) of each side -> scalar, a mean over images and products."""

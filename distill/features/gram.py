@@ -27,6 +27,7 @@ class Gram(FeatureLoss):
     """
 
     adapter = "conv_bn"
+    default_weight = 0.02
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over images and pairs of channels."""

@@ -30,6 +30,7 @@ class IntraClassVariation(FeatureLoss):
 
     adapter = None
     needs_boxes = True
+    default_weight = 0.15
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) and (B, C', H, W) -> scalar, a mean over the positions of labelled images."""

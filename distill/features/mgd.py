@@ -39,7 +39,7 @@ class MaskedGeneration(FeatureLoss):
     """
 
     adapter = "conv_bn"
-    default_weight = 0.1
+    default_weight = 0.6
 
     def __init__(self, channels: int, mask: float = 0.65) -> None:
         super().__init__()

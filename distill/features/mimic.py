@@ -23,7 +23,7 @@ class Mimic(FeatureLoss):
     """
 
     adapter = "conv_bn"
-    default_weight = 0.1
+    default_weight = 0.05
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over everything."""

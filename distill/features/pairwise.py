@@ -29,6 +29,7 @@ class PairwiseSimilarity(FeatureLoss):
     """
 
     adapter = None
+    default_weight = 0.05
 
     def __init__(self, grid: int = 8) -> None:
         super().__init__()

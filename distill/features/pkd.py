@@ -29,7 +29,7 @@ class PearsonCorrelation(FeatureLoss):
     """
 
     adapter = "conv"
-    default_weight = 0.2
+    default_weight = 0.1
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over channels."""

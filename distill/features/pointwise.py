@@ -37,7 +37,7 @@ class L2(FeatureLoss):
     """
 
     adapter = "conv"
-    default_weight = 0.1
+    default_weight = 0.025
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over everything."""

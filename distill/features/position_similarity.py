@@ -34,7 +34,7 @@ class PositionSimilarity(FeatureLoss):
     """
 
     adapter = None
-    default_weight = 0.1
+    default_weight = 0.004
 
     def __init__(self, temperature: Any = 0.1, positions: int = 256) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class ScoreWeighted(FeatureLoss):
 
     adapter = "conv"
     needs_prediction = True
-    default_weight = 0.1
+    default_weight = 0.006
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a weighted mean over positions of all images."""

@@ -36,11 +36,18 @@ class OutputLoss(nn.Module):
         if "objectness" in self.needs:
             self._require_objectness(student_head, teacher_head)
 
+    @property
+    def where(self) -> str:
+        """What errors start with: the method by the name that a user gives it."""
+        from distill.outputs import OUTPUTS  # not above: the table imports every method, and so this file
+
+        return next((f"output loss '{name}'" for name, made in OUTPUTS.items() if made is type(self)), "output loss")
+
     def _require_objectness(self, student_head: nn.Module, teacher_head: nn.Module) -> None:
         for who, head in (("student", student_head), ("teacher", teacher_head)):
             if not hasattr(head, "anchors"):  # of our heads, those with anchors are those with objectness
                 raise UserError(
-                    f"{type(self).__name__} needs objectness, which the {who}'s head ({type(head).__name__}) does not "
+                    f"{self.where} needs objectness, which the {who}'s head ({type(head).__name__}) does not "
                     "have; choose another output loss, or use features only (outputs: {})"
                 )
 

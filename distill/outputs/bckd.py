@@ -47,6 +47,8 @@ class BridgingProtocol(CellsLoss):
         iou: iou, giou, diou or ciou.
     """
 
+    default_weight = 0.1
+
     def __init__(
         self,
         student_head: nn.Module,

@@ -127,7 +127,7 @@ class CellwiseLoss(CellsLoss):
         nms: bool = False,
     ) -> None:
         super().__init__(student_head, teacher_head, class_map, gains)
-        self.nms = flag(f"output loss {type(self).__name__}: nms", nms)
+        self.nms = flag(f"{self.where}: nms", nms)
 
     def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
         """(M, 4) logits twice and (M, 2) anchors in cells -> (M,); boxes are not compared unless a subclass does."""

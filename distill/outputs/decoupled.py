@@ -41,6 +41,8 @@ class DecoupledHead(CellwiseLoss):
         nms: see `CellwiseLoss`.
     """
 
+    default_weight = 0.4
+
     def __init__(
         self,
         student_head: nn.Module,

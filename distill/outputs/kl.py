@@ -37,6 +37,8 @@ class BernoulliDivergence(CellwiseLoss):
         nms: see `CellwiseLoss`.
     """
 
+    default_weight = 0.3
+
     def __init__(
         self,
         student_head: nn.Module,

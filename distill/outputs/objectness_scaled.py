@@ -33,6 +33,8 @@ class ObjectnessScaled(CellwiseLoss):
         scale_objectness: scale objectness, too, as the first recipes for YOLOv3 did: "nothing here" teaches nothing.
     """
 
+    default_weight = 0.6
+
     def __init__(
         self,
         student_head: nn.Module,

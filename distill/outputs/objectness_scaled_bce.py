@@ -24,6 +24,8 @@ class ObjectnessScaledBCE(CellwiseLoss):
         nms: see `CellwiseLoss`.
     """
 
+    default_weight = 0.3
+
     def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
         """A mean over x, y, w, h."""
         centre = cross_entropy(student[:, :2], teacher[:, :2]).sum(-1)

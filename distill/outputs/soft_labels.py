@@ -40,8 +40,11 @@ class SoftLabels(CellsLoss):
 
     Args:
         alpha: the teacher's share of the targets.
-        anchor_t: largest ratio of a target's side to an anchor's that still matches, as `anchor_t` of the hyp file.
+        anchor_t: largest ratio of a target's side to an anchor's that still matches; where a recipe does not say,
+            that of its detection loss.
     """
+
+    default_weight = 0.5
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class SoftmaxDivergence(CellsLoss):
         UserError: classes alone are compared and there is only one, whose softmax is always 1.
     """
 
+    default_weight = 0.04
+
     def __init__(
         self,
         student_head: nn.Module,

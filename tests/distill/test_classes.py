@@ -28,7 +28,37 @@ def test_the_mapping_is_logged(caplog):
     with caplog.at_level(logging.INFO):
         classes = match_classes(["dog", "helmet", "car"], COCO, 3, 5)
     assert "2 of 5 teacher classes are the student's; not taught: helmet" in caplog.text
+    assert "teacher classes taught: dog -> dog, car -> car; ignored: person, bicycle, traffic light" in caplog.text
     assert not classes.teaches_all
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "lines"),
+    [
+        (COCO, COCO, []),
+        (
+            ["Cat", "dog"],
+            ["cat", "Dog"],
+            ["2 of 2 teacher classes are the student's", "taught: cat -> Cat, Dog -> dog"],
+        ),
+        (["a", "b"], ["b", "a"], ["2 of 2 teacher classes are the student's", "taught: a -> a, b -> b"]),
+        (["a", "b"], ["a"], ["1 of 1 teacher classes are the student's; not taught: b", "taught: a -> a"]),
+        (["A", "a"], ["a", "b"], ["1 of 2 teacher classes are the student's", "taught: a -> A, a -> a; ignored: b"]),
+    ],
+)
+def test_each_side_is_told_unless_both_are_the_same(student, teacher, lines, caplog):
+    with caplog.at_level(logging.INFO):
+        match_classes(student, teacher, len(student), len(teacher))
+    assert [message.removeprefix("teacher classes ") for message in caplog.messages] == lines
+
+
+def test_long_lists_are_cut(caplog):
+    names = [f"c{index}" for index in range(30)]
+    with caplog.at_level(logging.INFO):
+        match_classes(names[:12], names, 12, 30)
+    shown = ", ".join(f"c{index} -> c{index}" for index in range(10))
+    hidden = ", ".join(names[12:22])
+    assert caplog.messages[1] == f"teacher classes taught: {shown} and 2 more; ignored: {hidden} and 8 more"
 
 
 def test_by_index_only_without_names_and_with_equal_counts(caplog):

@@ -172,7 +172,9 @@ def test_every_method_has_a_positive_default_weight(name):
 def test_a_head_without_objectness_is_told_so(name, detector, gains):
     other = detector().head
     del other.anchors
-    with pytest.raises(UserError, match=r"needs objectness, which the teacher's head \(TinyHead\) does not have"):
+    with pytest.raises(
+        UserError, match=rf"^output loss '{name}' needs objectness, which the teacher's head \(TinyHead\) does not have"
+    ):
         OUTPUTS[name](detector().head, other, match_classes(NAMES, NAMES, 3, 3), gains)
 
 
@@ -322,7 +324,7 @@ def test_with_nms_only_the_strongest_teach(name, loss_of, draw_prediction, draw_
 
 @pytest.mark.parametrize("name", CELLWISE)
 def test_nms_is_yes_or_no(name, loss_of):
-    with pytest.raises(UserError, match="nms: got 3, expected true or false"):
+    with pytest.raises(UserError, match=f"^output loss '{name}': nms: got 3, expected true or false$"):
         loss_of(name, nms=3)
 
 

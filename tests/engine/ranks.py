@@ -21,11 +21,21 @@ from engine.trainer import Trainer, wrap
 from losses.anchor import AnchorLoss
 from models.graph import read_spec
 from models.yolo import Model
-from utils.hyp import Hyp, Schedule
+from utils.hyp import Balance, Hyp, Schedule, TeacherRole
+from utils.phases import Phase
 from utils.types import Batch, Progress
 
 CPU = torch.device("cpu")
 SIZE = 64
+# in three epochs: the deepest features alone, all features, everything with weights that have moved
+MOVING: dict[str, Any] = {
+    "outputs": {"kl": {}},
+    "features": {"cwd": {}},
+    "teachers": (TeacherRole("online", ema=0.9),),
+    "phases": (Phase(1, terms=("features",)), Phase(1)),
+    "schedule": Schedule(deepest_first=1),
+    "balance": Balance("dwa"),
+}
 
 
 def distillation(**recipe: Any) -> DistillationTask:
@@ -51,8 +61,8 @@ def half(index: int) -> Batch:
     return Batch(images, targets.float(), torch.ones(2, dtype=torch.bool))
 
 
-class TenSteps:
-    """Two epochs of five steps; each rank has its own images. In the second the teacher is off."""
+class FiveSteps:
+    """Epochs of five steps; each rank has its own images."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -71,9 +81,12 @@ def optimizer(task: torch.nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(task, Recipe("SGD", 0.01, 0.9, 0.1), 5e-4)
 
 
-def plan(folder: Path) -> Plan:
+def train(task: DistillationTask, rank: int, folder: Path, epochs: int) -> dict[str, Any]:
+    """The task's state after so many epochs."""
     timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=32)
-    return Plan(folder, 2, CPU, None, timetable, stride=32)
+    plan = Plan(folder, epochs, CPU, None, timetable, stride=32)
+    Trainer(task, optimizer(task), FiveSteps(rank), None, plan).fit()
+    return task.state_dict()
 
 
 def gradients(task: torch.nn.Module, module: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -99,9 +112,8 @@ def main(folder: Path) -> None:
     seen["same"] = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
     seen["terms"] = {name: value.detach() for name, value in terms.items()}
 
-    task = distillation()
-    Trainer(task, optimizer(task), TenSteps(rank), None, plan(folder / "run")).fit()
-    seen["after"] = task.state_dict()
+    seen["after"] = train(distillation(), rank, folder / "run", epochs=2)  # in the second the teacher is off
+    seen["moving"] = train(distillation(**MOVING), rank, folder / "moving", epochs=3)
     distributed.barrier()
     torch.save(seen, folder / f"rank{rank}.pt")
     distributed.destroy_process_group()

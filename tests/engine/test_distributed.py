@@ -86,15 +86,46 @@ def test_no_term_of_the_teacher_is_silently_zero(seen: list[dict]) -> None:
     assert all(value > 0 for value in taught.values())
 
 
+def different(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The keys under which two states differ."""
+    assert one.keys() == other.keys()
+    return {
+        key
+        for key, value in one.items()
+        if not (torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key])
+    }
+
+
 def test_after_ten_steps_student_and_adapters_are_equal_on_both_ranks(seen: list[dict]) -> None:
     first, second = (rank["after"] for rank in seen)
-    assert first.keys() == second.keys()
     assert any(key.startswith("courses.0.pairs.") for key in first)
-    different = [key for key in first if not torch.equal(first[key], second[key])]
-    assert different == []
+    assert different(first, second) == set()
 
 
 def test_ten_steps_moved_student_and_adapters(ranks: ModuleType, seen: list[dict]) -> None:
     start = ranks.distillation().state_dict()
-    moved = {key for key, value in seen[0]["after"].items() if not torch.equal(value, start[key])}
+    moved = different(start, seen[0]["after"])
     assert {key for key in start if key.endswith("weight") and "pairs." in key} <= moved
+
+
+# -- a teacher that learns, phases, and weights that find themselves --------------------------------------------------
+
+
+def test_what_moves_with_the_student_is_equal_on_both_ranks(seen: list[dict]) -> None:
+    first, second = (rank["moving"] for rank in seen)
+    assert different(first, second) == set()
+
+
+def test_student_adapters_teacher_its_average_and_balance_have_moved(ranks: ModuleType, seen: list[dict]) -> None:
+    after = seen[0]["moving"]
+    start = ranks.distillation(**ranks.MOVING).state_dict()
+    moved = different(start, after)
+    parts = ("model.", "courses.0.pairs.", "courses.0.learner.model.", "courses.0.learner.average.model.")
+    for part in parts:
+        weights = {key for key in start if key.startswith(part) and key.endswith("weight")}
+        assert weights and weights <= moved, part
+    learner, average = (
+        {key.removeprefix(part): value for key, value in after.items() if key.startswith(part)} for part in parts[2:]
+    )
+    assert {key for key in learner if key.endswith("weight")} <= different(learner, average)
+    assert (after["balance.weights"] != 1).tolist() == [False, False, False, True]  # of the deepest pair alone

@@ -291,6 +291,8 @@ def test_teachers_are_frozen_unless_somebody_says_otherwise(tmp_path: Path) -> N
         ("--t_cfg yolov5s", "--t_cfg yolov5s: a frozen teacher of random weights teaches nothing; give --t_w"),
         ("--t_kind self --t_weights a.pt", '1 teachers on the command line, but the roles are self; "self" needs none'),
         ("--t_kind online", "--t_weights is missing"),
+        ("--t_kind online --t_weights a.pt --t_imgsz 640", "--t_imgsz is for frozen teachers"),
+        ("--t_kind self --t_device 1", "--t_device is for frozen teachers"),
     ],
 )
 def test_teachers_and_their_weights_go_together(line: str, message: str) -> None:

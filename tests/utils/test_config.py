@@ -40,6 +40,7 @@ class Record:
     anchors: int | float | tuple[tuple[float, ...], ...] | None = None
     methods: Mapping[str, Mapping[str, Any]] | None = None
     inner: Inner = Inner()
+    several: tuple[Inner, ...] = ()
     title: str = ""
 
     def __post_init__(self) -> None:
@@ -85,6 +86,9 @@ def message(text: str) -> str:
         ("inner: flat", "mine.yaml: inner: got 'flat', expected a mapping of kind, count"),
         ("inner: {knd: flat}", "mine.yaml: inner: unknown key 'knd'; did you mean 'kind'?"),
         ("inner: {kind: rund}", "mine.yaml: inner: kind: got 'rund'; did you mean 'Round'? known: flat, Round"),
+        ("several: {kind: flat}", "mine.yaml: several: got a mapping, expected a list of mappings of kind, count"),
+        ("several: [flat]", "mine.yaml: several[0]: got 'flat', expected a mapping of kind, count"),
+        ("several: [{kind: flat}, {cont: 1}]", "mine.yaml: several[1]: unknown key 'cont'; did you mean 'count'?"),
         ("", "mine.yaml: line 1: the file is empty, expected lines of 'key: value'"),
         ("# only a comment\n", "mine.yaml: line 1: the file is empty, expected lines of 'key: value'"),
         ("- 1\n- 2", "mine.yaml: line 1: got a list, expected lines of 'key: value'"),

@@ -170,6 +170,8 @@ def test_layer_lists_of_different_length() -> None:
         ("phases", [{"epochs": 3, "terms": []}]),
         ("teachers", [{"kind": "strict"}]),
         ("teachers", [{"ema": 1.0}]),
+        ("teachers", [{"ema": 0.9}]),
+        ("teachers", [{"kind": "self", "ema": 0}]),
         ("balance", {"kind": "dwb"}),
         ("difficulty", -1),
         ("pseudo_labels", 1.0),

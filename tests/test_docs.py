@@ -1,0 +1,51 @@
+"""What the documents say of the code is so."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import train_distill
+from distill.features import FEATURES
+from distill.outputs import OUTPUTS
+
+ROOT = Path(train_distill.__file__).resolve().parent
+METHODS = {**OUTPUTS, **FEATURES}
+TABLE = [
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    for line in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| `\w+` \|", line)
+]
+ROWS = {row[0].strip("`"): row for row in TABLE if len(row) == 7}
+
+
+def test_every_method_has_one_row_and_every_row_a_method() -> None:
+    assert sorted(ROWS) == sorted(METHODS)
+    assert len([row for row in TABLE if len(row) == 7]) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_its_row_is_complete(name: str) -> None:
+    _, formula, paper, needs, _, _, gain = ROWS[name]
+    assert formula and paper and needs
+    assert gain == "not measured" or re.match(r"[+−]0\.\d+", gain)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_its_defaults_are_those_of_the_code(name: str) -> None:
+    _, _, _, _, defaults, weight, _ = ROWS[name]
+    assert float(weight) == METHODS[name].default_weight
+    written = dict(re.findall(r"`(\w+): ([^`]+)`", defaults))
+    parameters = inspect.signature(METHODS[name]).parameters
+    known = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
+    assert {key: str(value).lower().removesuffix(".0") for key, value in known.items()} == written
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "hyp").glob("*.yaml")))
+def test_recipes_of_distillation_are_listed(name: str) -> None:
+    text = (ROOT / "hyp" / f"{name}.yaml").read_text(encoding="utf-8")
+    if "Follows another recipe" in text or name.startswith("classic-"):
+        assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
