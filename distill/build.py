@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -101,7 +101,6 @@ def build_distillation(
         _balance(hyp, courses),
         hyp.phases,
         record.deepest_first,
-        _pseudo_labels(pupil, courses[0], model if roles[0].kind == "self" else teachers[0]),
     )
     if epochs is not None:
         task.check(epochs)
@@ -134,8 +133,12 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
     hyp = pupil.hyp
     losses: dict[str, OutputLoss] = {}
     weighings: dict[str, Weighing] = {}
-    if pupil.outputs:
-        classes = class_map(pupil.model, teacher)
+    labeller = None
+    classes = class_map(pupil.model, teacher) if pupil.outputs or hyp.pseudo_labels else None
+    if hyp.pseudo_labels is not None and classes is not None and suffix == "":  # the first teacher's
+        confidence = hyp.pseudo_labels
+        labeller = functools.partial(pseudo_labels, head=guide.head, class_map=classes, confidence=confidence)
+    if pupil.outputs and classes is not None:
         own = {"anchor_t": hyp.anchor_t}  # what a loss may take from the recipe unless its own options say otherwise
         losses, weighings = output_losses(pupil.outputs, pupil.model, teacher, classes, pupil.gains, own)
     pairs, others = _pairs(pupil, teacher, role)
@@ -149,7 +152,7 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
         scaled,
         Translator(pupil.model.head, guide.head, scale) if needs_cells else None,
         difficulty_power=hyp.difficulty,
-        always_predicts=hyp.pseudo_labels is not None and suffix == "",  # the first teacher's are the labels
+        labeller=labeller,
         suffix=suffix,
     )
 
@@ -168,11 +171,3 @@ def class_map(student: Model, teacher: Model) -> ClassMap:
     """By name; by index where a side has no names of its own."""
     own, other = (model.names if model.named else None for model in (student, teacher))
     return match_classes(own, other, student.num_classes, teacher.num_classes)
-
-
-def _pseudo_labels(pupil: Pupil, course: Course, teacher: Model) -> Callable[..., Any] | None:
-    confidence = pupil.hyp.pseudo_labels
-    if confidence is None:
-        return None
-    known = class_map(pupil.model, teacher)
-    return functools.partial(pseudo_labels, head=course.guide.head, class_map=known, confidence=confidence)

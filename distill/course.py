@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Course(nn.Module):
         translator: of the guide's prediction into the student's anchors and grid; needed by output losses and by
             `difficulty`.
         difficulty_power: of the weights of images, 0 for none.
+        labeller: makes labels of the guide's prediction, for images that have none.
         suffix: of all term names, where a task has several courses.
     """
 
@@ -51,7 +52,7 @@ class Course(nn.Module):
         weighings: Mapping[str, Weighing],
         translator: Translator | None = None,
         difficulty_power: float = 0.0,
-        always_predicts: bool = False,
+        labeller: Callable[[Batch, Prediction], Batch] | None = None,
         suffix: str = "",
     ) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Course(nn.Module):
         self.weighings = dict(weighings)
         self.translator = translator
         self.difficulty_power = difficulty_power
-        self.always_predicts = always_predicts
+        self.labeller = labeller
         self.suffix = suffix
         self.guide_strides = tuple(head_strides(guide.head))
         self.active: Collection[str] = self.term_names  # the terms that count in this epoch
@@ -121,7 +122,7 @@ class Course(nn.Module):
     def show(self, batch: Batch) -> Shown:
         """Runs the guide as far as the active terms need it."""
         layers = sorted({layer for pair in self._active_pairs() for layer in pair.teacher_layers})
-        wants = self.always_predicts or self.difficulty_power > 0 or bool(self._active_outputs())
+        wants = self.labeller is not None or self.difficulty_power > 0 or bool(self._active_outputs())
         wants = wants or any(pair.loss.needs_prediction for pair in self._active_pairs())
         loss = None
         if isinstance(self.guide, OnlineTeacher):

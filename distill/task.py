@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from distill.schedule import Schedule
 from distill.teacher import watch
 from utils.errors import UserError
 from utils.phases import Phase, stretch_at
-from utils.types import Batch, Prediction, Progress
+from utils.types import Batch, Progress
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ class DistillationTask(nn.Module):
         balance: multiplies each by a weight of its own, which it finds itself.
         phases: the parts of the run, each with its own terms.
         deepest_first: epochs at the start in which of all feature pairs only the deepest counts.
-        pseudo_labels: the first teacher's confident boxes, as labels of images that have none.
     """
 
     def __init__(
@@ -43,7 +42,6 @@ class DistillationTask(nn.Module):
         balance: DynamicWeightAverage | None = None,
         phases: Sequence[Phase] = (),
         deepest_first: int = 0,
-        pseudo_labels: Callable[[Batch, Prediction], Batch] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -53,7 +51,6 @@ class DistillationTask(nn.Module):
         self.balance = balance
         self.phases = tuple(phases)
         self.deepest_first = deepest_first
-        self.pseudo_labels = pseudo_labels
         self.detects = True  # whether the loss on labels counts in this epoch
         self._epoch: tuple[int, int] | None = None  # of how many, for which the active terms were chosen
         # whatever changes over time: schedule, temperatures, balance, criteria
@@ -130,7 +127,7 @@ class DistillationTask(nn.Module):
         assert prediction is not None, "watched without leaving it out"
         maps = dict(zip(layers, found, strict=True))
 
-        batch = self._labelled(batch, shown)
+        batch = _labelled(batch, courses, shown)
         detection = dict(self.criterion(prediction, batch))
         imitation: dict[str, Tensor] = {}
         for course, seen in zip(courses, shown, strict=True):
@@ -159,11 +156,13 @@ class DistillationTask(nn.Module):
     def _silence(self) -> Tensor:
         return torch.zeros((), device=self.schedule.weight.device)
 
-    def _labelled(self, batch: Batch, shown: Sequence[Shown]) -> Batch:
-        """The batch, with the first teacher's confident boxes where it has no labels."""
-        if self.pseudo_labels is None or not shown or shown[0].prediction is None:
-            return batch
-        return self.pseudo_labels(batch, shown[0].prediction)
-
     def _courses(self) -> list[Course]:
         return list(self.courses)  # type: ignore[arg-type]
+
+
+def _labelled(batch: Batch, courses: Sequence[Course], shown: Sequence[Shown]) -> Batch:
+    """The batch, where images without labels have those that a teacher makes for them."""
+    for course, seen in zip(courses, shown, strict=True):
+        if course.labeller is not None and seen.prediction is not None:
+            batch = course.labeller(batch, seen.prediction)
+    return batch

@@ -27,9 +27,10 @@ from engine.loggers.figures import Figures
 from engine.loggers.table import CsvTable
 from engine.loggers.tensorboard import TensorBoard
 from engine.optim import Timetable, build_optimizer, choose, decay_scale
-from engine.options import Options, ValOptions, options_from_file, recipe, resumed, whole_run
+from engine.options import Options, ValOptions, options_from_file, resumed
 from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
+from engine.recipe import recipe, whole_run
 from engine.runs import environment, find_run
 from engine.trainer import Trainer
 from losses.anchor import AnchorLoss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,7 +286,7 @@ def shown(terms: Mapping[str, float]) -> str:
     """The terms on one line: those of one method's layers as their sum."""
     sums: dict[str, float] = {}
     for name, value in terms.items():
-        short = name.partition("_layer")[0]
+        short = re.sub(r"_layer\d+(_\d+)*", "", name)
         sums[short] = sums.get(short, 0.0) + value
     return "  ".join(f"{name} {value:.4g}" for name, value in sums.items())
 

@@ -135,7 +135,7 @@ class Hyp:
     teachers: tuple[TeacherRole, ...] = ()  # one a teacher; () means that all are frozen
     # 0: all images count alike; 1: an image counts as much as student and teacher disagree on it
     difficulty: float = number(0.0, low=0, high=4)
-    # confidence from which on the teacher's boxes are labels of unlabelled images; None: they have none
+    # confidence above which the teacher's boxes are labels of unlabelled images; None: they have none
     pseudo_labels: float | None = number(None, above=0, below=1)
 
     def __post_init__(self) -> None:

@@ -43,13 +43,13 @@ def stretches(phases: Sequence[Phase], epochs: int) -> list[Stretch]:
     """
     total = sum(phase.epochs for phase in phases)
     found, start, planned = [], 0, 0
-    for number, phase in enumerate(phases, 1):
+    for place, phase in enumerate(phases, 1):
         planned += phase.epochs
         end = round(epochs * planned / total)
         if end <= start:
             raise UserError(
                 f"{epochs} epochs are too few for {len(phases)} phases of {[one.epochs for one in phases]}: phase "
-                f"{phase.name or number} would have none; give --epochs {total}, or leave it out"
+                f"{phase.name or place} would have none; give --epochs {total}, or leave it out"
             )
         found.append(Stretch(phase, start, end - start))
         start = end

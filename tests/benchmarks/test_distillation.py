@@ -22,7 +22,8 @@ from benchmarks import distillation, lanes, measured, report
 from benchmarks.arms import BASELINE, Arm, Plan, Run, plan_runs, read_arm, training, understood
 from benchmarks.report import Result
 from engine import checkpoint
-from engine.options import distill_options, recipe, train_options
+from engine.options import distill_options, train_options
+from engine.recipe import recipe
 from models.spec import read_spec
 from models.yolo import Model
 from utils.errors import UserError
