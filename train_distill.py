@@ -191,10 +191,10 @@ def settle_anchors(
     keeps_own = bool(session.options.anchors) or not use_outputs or not frozen
     if keeps_own or not takes_anchors(session, student, frozen[0]):
         session.fit_anchors(student)
-    for teacher in teachers:
-        if teacher not in frozen and teacher.head.anchors.shape == student.head.anchors.shape:
-            if torch.equal(teacher.head.strides, student.head.strides):
-                teacher.head.set_anchors_px(student.head.anchors_px)
+    own = student.head
+    for other in (teacher.head for teacher in teachers if teacher not in frozen):
+        if other.anchors.shape == own.anchors.shape and torch.equal(other.strides, own.strides):
+            other.set_anchors_px(own.anchors_px)
 
 
 def takes_anchors(session: Session[DistillOptions], student: Model, teacher: Model) -> bool:

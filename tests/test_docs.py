@@ -31,7 +31,7 @@ def test_every_method_has_one_row_and_every_row_a_method() -> None:
 def test_its_row_is_complete(name: str) -> None:
     _, formula, paper, needs, _, _, gain = ROWS[name]
     assert formula and paper and needs
-    assert gain == "not measured" or re.match(r"[+−]0\.\d+", gain)
+    assert gain == "not measured" or re.match(r"[+-]0\.\d+", gain)
 
 
 @pytest.mark.parametrize("name", METHODS)

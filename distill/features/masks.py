@@ -42,11 +42,6 @@ def smallest_box(batch: Batch, height: int, width: int) -> Tensor:
     return with_last(order, -1)[best.long()]
 
 
-def class_map(batch: Batch, height: int, width: int) -> Tensor:
-    """(B, H, W) long: the class of the smallest box over each position, -1 where there is none."""
-    return with_last(batch.targets[:, 1].long(), -1)[smallest_box(batch, height, width)]
-
-
 def areas(batch: Batch, height: int, width: int) -> Tensor:
     """(N,) float: how many positions each box of `batch.targets` covers, at least 1."""
     boxes = batch.targets[:, 2:].float()
