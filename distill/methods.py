@@ -35,8 +35,8 @@ Matched = Sequence[tuple["FeatureInfo", "FeatureInfo"]]  # student layers beside
 Pair = FeaturePair | FlowPair
 
 # what a hyp file that does not say otherwise gets
-DEFAULT_OUTPUTS: Methods = MappingProxyType({"objectness_scaled": {"weight": 10.0}})
-DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 0.1}})
+DEFAULT_OUTPUTS: Methods = MappingProxyType({"bckd": {"weight": 0.2}})
+DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 0.05}})
 
 COMMON = ("weight", "clip", "gradient_gain")  # options of every method, beside its own
 COMMON_FEATURES = (*COMMON, "strides", "cutmix")  # and of every feature loss

@@ -169,7 +169,7 @@ def test_distillation_compares_student_teacher_and_baseline(distilled: Path, tea
 
 
 def test_every_term_of_the_teacher_has_a_column_and_is_not_zero(distilled: Path) -> None:
-    names = {"kd_objectness_scaled", "kd_cwd_layer17", "kd_cwd_layer20", "kd_cwd_layer23"}
+    names = {"kd_bckd", "kd_cwd_layer17", "kd_cwd_layer20", "kd_cwd_layer23"}
     for row in rows(distilled):
         assert taught(row).keys() == names
         assert min(taught(row).values()) > 0
@@ -273,7 +273,7 @@ def test_layers_are_shown_with_the_numbers_that_recipes_use(
 
 # -- teachers ----------------------------------------------------------------------------------------------------------
 
-OUTPUTS, FEATURES = {"kd_objectness_scaled"}, {f"kd_cwd_layer{layer}" for layer in (17, 20, 23)}
+OUTPUTS, FEATURES = {"kd_bckd"}, {f"kd_cwd_layer{layer}" for layer in (17, 20, 23)}
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_a_recipe_of_phases_is_as_long_as_they_are(tmp_path: Path, data: Path, t
     folder = run("train_distill", tmp_path, *words, "--hyp", "scratch-low", hyp)
     found = rows(folder)
     assert [float(row["train/box"]) > 0 for row in found] == [False, True, True]
-    assert [float(row["train/kd_objectness_scaled"]) > 0 for row in found] == [False, True, False]
+    assert [float(row["train/kd_bckd"]) > 0 for row in found] == [False, True, False]
     assert [float(row["train/kd_cwd_layer17"]) > 0 for row in found] == [True, True, False]
     assert [float(row["lr/weights"]) for row in found] == pytest.approx([1e-4, 0.01, 0.01])
     plain = rows(folder / "baseline")

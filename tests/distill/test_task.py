@@ -150,7 +150,7 @@ def test_nothing_of_a_task_keeps_a_saved_student_from_being_plain(task_of, draw_
 
 def test_outputs_only_has_no_adapters(task_of, draw_batch):
     task = task_of(features={})
-    assert list(task(draw_batch())) == ["box", "kd_objectness_scaled"]
+    assert list(task(draw_batch())) == ["box", "kd_bckd"]
     assert not adapters(task)
     assert passes(task) == [5]
 
@@ -264,7 +264,7 @@ def test_models_of_other_channels_levels_and_classes_meet(task_of, detector, dra
     with caplog.at_level(logging.INFO):
         task = task_of(student=student, others=[other])
     terms = task(draw_batch())
-    assert list(terms) == ["box", "kd_objectness_scaled", "kd_cwd_layer2", "kd_cwd_layer3"]
+    assert list(terms) == ["box", "kd_bckd", "kd_cwd_layer2", "kd_cwd_layer3"]
     assert all(value.isfinite() and value > 0 for value in terms.values())
     assert "1 of 3 teacher classes are the student's; not taught: helmet" in caplog.text
     assert "outputs: the teacher has no level of stride 8" in caplog.text
@@ -510,14 +510,14 @@ def test_an_online_teacher_rests_with_its_terms_under_ddp(task_of, draw_batch, o
 
 def test_an_online_teachers_average_may_guide_in_its_stead(task_of, draw_batch):
     task, batch = task_of(teachers=(TeacherRole("online", ema=0.9),), features={}).train(), draw_batch()
-    before = task(batch)["kd_objectness_scaled"]
+    before = task(batch)["kd_bckd"]
     with torch.no_grad():
         for parameter in teacher(task).model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    torch.testing.assert_close(task(batch)["kd_objectness_scaled"], before, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(task(batch)["kd_bckd"], before, rtol=1e-3, atol=1e-6)
     for _ in range(20):
         task.after_step()
-    assert (task(batch)["kd_objectness_scaled"] - before).abs() > 1e-4
+    assert (task(batch)["kd_bckd"] - before).abs() > 1e-4
     assert not any(parameter.requires_grad for parameter in teacher(task).average.parameters())
 
 

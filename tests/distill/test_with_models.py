@@ -62,7 +62,7 @@ def test_a_p6_teacher_of_other_anchors_teaches_a_p5_student(pico, draw_batch, ca
     with caplog.at_level(logging.INFO):
         terms = task_of(pico, teacher).train()(draw_batch(size=128))
     kd = [f"kd_cwd_layer{layer}" for layer in (17, 20, 23)]
-    assert [name for name in terms if name.startswith("kd")] == ["kd_objectness_scaled", *kd]
+    assert [name for name in terms if name.startswith("kd")] == ["kd_bckd", *kd]
     assert all(value.isfinite() and value > 0 for value in terms.values())
     assert "stride 8: student anchors take the teacher's nearest: 10,13 <- " in caplog.text
 
@@ -79,7 +79,7 @@ def test_at_their_default_weights_imitation_does_not_drown_the_detection_loss(pi
         return torch.stack([gradient.norm() for gradient in found]).norm().item()
 
     detection = pull("box", "obj", "cls")
-    for start in ("kd_objectness_scaled", "kd_cwd"):
+    for start in ("kd_bckd", "kd_cwd"):
         assert 0.1 * detection < pull(start) < 20 * detection, start  # untrained models; cwd at weight 1: 100
 
 
