@@ -4,9 +4,10 @@
 
 A row a method, alone and with its default options:
 
-- *cost*: its own arithmetic (losses and adapters, forward and backward), as a share of a step of the student alone.
-  The teacher's forward pass is taken off, and has a row of its own. Medians over rounds, in each of which every
-  variant runs once, so that a machine that slows down slows all of them.
+- *cost*: its own arithmetic as a share of a step of the student alone (forward and backward): losses and adapters,
+  from what student and teacher have put out to the gradient on the student's. Timed by itself, right after both have
+  run; as a difference of whole steps it would drown in their noise. The teacher's forward pass has a column of its own.
+  Medians over rounds, in each of which every variant runs once, so that a machine that slows down slows all of them.
 - *pull*: norm of its gradient on the student's body (all but the head) over that of the detection loss, at weight 1
   and at its default weight, for the weights given: early in a training, when most is to be learned.
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 if __name__ == "__main__":
@@ -35,10 +36,11 @@ if __name__ == "__main__":
 from data.loader import train_loader
 from data.spec import read_data
 from distill.build import build_distillation
+from distill.course import layers_of
 from distill.features import FEATURES
 from distill.outputs import OUTPUTS
 from distill.task import DistillationTask
-from distill.teacher import Teacher
+from distill.teacher import Teacher, watch
 from engine.precision import autocast, choose_device, choose_precision, teacher_precision
 from engine.task import DetectionTask
 from losses.anchor import AnchorLoss
@@ -47,7 +49,7 @@ from utils.errors import exits_cleanly
 from utils.hyp import Hyp, read_hyp
 from utils.registry import find
 from utils.reproduce import seed_everything
-from utils.types import Batch
+from utils.types import Batch, Prediction
 
 METHODS = {**OUTPUTS, **FEATURES}
 
@@ -105,8 +107,9 @@ class Bench:
         kind, other = ("outputs", "features") if name in OUTPUTS else ("features", "outputs")
         return self.task(**{kind: {name: options}, other: {}})
 
-    def step(self, task: nn.Module) -> Callable[[], None]:
-        """Forward and backward of one batch."""
+    def step(self) -> Callable[[], None]:
+        """The student alone, forward and backward of one batch."""
+        task = DetectionTask(self.student, self.criterion).train()
 
         def run() -> None:
             with autocast(self.device, self.precision):
@@ -116,13 +119,29 @@ class Bench:
 
         return run
 
-    def watch(self, task: DistillationTask) -> Callable[[], None]:
-        """The teacher's pass alone, as far as this task needs it."""
+    def imitate(self, task: DistillationTask) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+        """The student's forward pass, the teacher's, and what the task does with both, forward and backward."""
+        course: Any = task.courses[0]
+        layers = layers_of([course])
+        seen: dict[str, Any] = {}
 
-        def run() -> None:
-            task.courses[0].show(self.batch)  # type: ignore[operator]
+        def ask_student() -> None:
+            with autocast(self.device, self.precision):
+                prediction, found = watch(task.model, self.batch.images, layers)
+            assert prediction is not None
+            own = Prediction(*(tuple(_as_leaf(level) for level in levels) for levels in prediction))
+            seen["own"] = own, {layer: _as_leaf(map_) for layer, map_ in zip(layers, found, strict=True)}
 
-        return run
+        def ask_teacher() -> None:
+            seen["shown"] = course.show(self.batch)
+
+        def compare() -> None:
+            with autocast(self.device, self.precision):
+                terms = course(*seen["own"], seen["shown"], self.batch)
+            torch.stack(list(terms.values())).sum().backward()
+            task.zero_grad(set_to_none=True)
+
+        return ask_student, ask_teacher, compare
 
     def pull(self, task: DistillationTask, names: list[str]) -> float:
         """Norm of the gradient of some terms on the student's body, in float32."""
@@ -151,10 +170,10 @@ def table(bench: Bench) -> str:
     """Markdown."""
     tasks = {name: bench.alone(name) for name in bench.options.methods}
     tasks[f"recipe {' '.join(bench.options.recipe)}"] = bench.task()
-    jobs: dict[str, Callable[[], None]] = {"student": bench.step(DetectionTask(bench.student, bench.criterion).train())}
+    jobs: dict[str, Callable[[], None]] = {"student": bench.step()}
     for name, task in tasks.items():
-        jobs[name] = bench.step(task)
-        jobs[f"teacher for {name}"] = bench.watch(task)
+        parts = bench.imitate(task)
+        jobs |= dict(zip((f"student for {name}", f"teacher for {name}", name), parts, strict=True))
     times = bench.milliseconds(jobs)
     one = next(iter(tasks.values()))
     detection = bench.pull(one, [name for name in one(bench.batch) if name not in one.term_names])
@@ -168,14 +187,18 @@ def table(bench: Bench) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, task in tasks.items():
-        watched = times[f"teacher for {name}"]
-        cost = (times[name] - step - watched) / step
+        cost, watched = times[name] / step, times[f"teacher for {name}"] / step
         pulled, weight = bench.pull(task, list(task.term_names)) / detection, default_weight(name)
         lines.append(
-            f"| {name} | {cost:.1%} | {watched / step:.0%} | "
+            f"| {name} | {cost:.1%} | {watched:.0%} | "
             f"{'' if weight is None else f'{pulled / weight:.3g}'} | {weight or ''} | {pulled:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _as_leaf(value: Tensor) -> Tensor:
+    """The same values, where a gradient ends."""
+    return value.detach().requires_grad_()
 
 
 def default_weight(name: str) -> float | None:

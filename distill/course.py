@@ -142,7 +142,7 @@ class Course(nn.Module):
         for name, loss in self._active_outputs():
             terms[f"kd_{name}{self.suffix}"] = self.weighings[f"kd_{name}"](loss(prediction, taught, batch))
         for pair in self._active_pairs():
-            lesson = Lesson(batch, pair.stride, shown.prediction, self.guide.head, self.guide_strides)
+            lesson = Lesson(batch, pair.grid, shown.prediction, self.guide.head, self.guide_strides)
             own_maps = [maps[layer] for layer in pair.student_layers]
             value = pair(own_maps, [shown.maps[layer] for layer in pair.teacher_layers], lesson)
             terms[pair.name + self.suffix] = self.weighings[pair.name](value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distill.classes import ClassMap
 from distill.features import FEATURES, FeatureLoss
 from distill.levels import report_unmatched
-from distill.options import not_negative, positive, share
+from distill.options import not_negative, positive, share, whole
 from distill.outputs import OUTPUTS, OutputLoss
 from distill.outputs.base import head_strides
 from distill.pairs import FeaturePair, FlowPair
@@ -36,10 +36,10 @@ Pair = FeaturePair | FlowPair
 
 # what a hyp file that does not say otherwise gets
 DEFAULT_OUTPUTS: Methods = MappingProxyType({"bckd": {"weight": 0.2}})
-DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 0.05}})
+DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 0.05, "min_stride": 16}})  # the finest is half its cost
 
 COMMON = ("weight", "clip", "gradient_gain")  # options of every method, beside its own
-COMMON_FEATURES = (*COMMON, "strides", "cutmix")  # and of every feature loss
+COMMON_FEATURES = (*COMMON, "strides", "min_stride", "cutmix")  # and of every feature loss
 
 
 def chosen(asked: Methods | None, default: Methods) -> Methods:
@@ -126,16 +126,22 @@ def feature_pairs(methods: Methods, matched: Matched) -> tuple[list[Pair], dict[
 
 def _pairs_of(name: str, options: Mapping[str, Any], matched: Matched) -> list[Pair]:
     method = find("feature loss", name, FEATURES)
-    cutmix = share(f"feature loss '{name}': cutmix", options.get("cutmix", 0.0))
+    where = f"feature loss '{name}'"
+    chance = share(f"{where}: cutmix", options.get("cutmix", 0.0))
+    least = whole(f"{where}: min_stride", options.get("min_stride", 1))
     pairs = _at_strides(name, options.get("strides"), matched)
+    if method.spans > 1:
+        pairs = sorted(pairs, key=lambda pair: pair[0].stride)
+    losses = [feature_loss(name, other, max(own.stride, least), options) for own, other in pairs]
     if method.spans == 1:
-        return [FeaturePair(name, own, other, feature_loss(name, other, options), cutmix) for own, other in pairs]
+        return [
+            FeaturePair(name, own, other, loss, chance, least) for (own, other), loss in zip(pairs, losses, strict=True)
+        ]
     if len(pairs) < method.spans:
-        raise UserError(f"feature loss '{name}' compares two layers with two; there is only one pair of layers")
-    pairs = sorted(pairs, key=lambda pair: pair[0].stride)
+        raise UserError(f"{where} compares two layers with two; there is only one pair of layers")
     return [
-        FlowPair(name, (fine[0], coarse[0]), (fine[1], coarse[1]), feature_loss(name, coarse[1], options), cutmix)
-        for fine, coarse in itertools.pairwise(pairs)
+        FlowPair(name, (fine[0], coarse[0]), (fine[1], coarse[1]), loss, chance, least)
+        for (fine, coarse), loss in zip(itertools.pairwise(pairs), losses[1:], strict=True)
     ]
 
 
@@ -164,9 +170,9 @@ def _weights(name: str, options: Mapping[str, Any], count: int) -> list[Any]:
     return weight
 
 
-def feature_loss(name: str, teacher: FeatureInfo, options: Mapping[str, Any]) -> FeatureLoss:
-    """The loss of that name, for maps of the teacher's channels and stride."""
-    makers = {key: _maker(made, teacher.channels, teacher.stride) for key, made in FEATURES.items()}
+def feature_loss(name: str, teacher: FeatureInfo, stride: int, options: Mapping[str, Any]) -> FeatureLoss:
+    """The loss of that name, for maps of the teacher's channels at this stride."""
+    makers = {key: _maker(made, teacher.channels, stride) for key, made in FEATURES.items()}
     own = _own(options, COMMON_FEATURES)
     loss: FeatureLoss = build("feature loss", name, makers, options=own, common=COMMON_FEATURES)
     return loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.features.base import EPSILON, FeatureLoss, float_map, rows
+from distill.features.base import EPSILON, FeatureLoss, rows
 from distill.temperature import Temperature
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class ChannelWiseDistillation(FeatureLoss):
         return self._divergence(student, teacher, True)
 
     def _divergence(self, student: Tensor, teacher: Tensor, standardise: bool) -> Tensor:
-        maps = (rows(float_map(x)) for x in (student, teacher.detach()))
-        value: Tensor = _SpatialDivergence.apply(*maps, self.temperature.value, standardise)
+        value: Tensor = _SpatialDivergence.apply(
+            rows(student), rows(teacher.detach()), self.temperature.value, standardise
+        )
         return value
 
 
@@ -56,68 +57,86 @@ class _SpatialDivergence(torch.autograd.Function):
     """KL(softmax(teacher / T) || softmax(student / T)) over the positions, times T², a mean over images and channels.
 
     Written out for the sake of time, which here is memory traffic (CPU): one slice of images at a time runs through all
-    steps while it lies in the cache, and what stays of the forward pass is the one map that the gradient is made of,
-    the difference of the distributions. Standardising is only a slope per channel, because a softmax does not feel
-    what is added to all positions. Powers are of 2, which take a quarter of the time of those of e.
+    steps while it lies in the cache, in float32 whatever the maps are in, and always in the same few buffers, since a
+    fresh one is paid for page by page. What stays of the forward pass is the one map that the gradient is made of, the
+    difference of the distributions. Standardising is only a slope per channel, because a softmax does not feel what is
+    added to all positions. Powers are of 2, which take a quarter of the time of those of e.
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: Tensor, standardise: bool) -> Tensor:
-        """(B, HW, C) twice, float32 -> scalar."""
+        """(B, HW, C) twice, in any float format -> scalar."""
         moments = _moments if standardise else _unmoved
         (mean, scale), (_, other_scale) = moments(student), moments(teacher)
         steepness = math.log2(math.e) / temperature
-        excess = torch.empty_like(student)  # student's probability - teacher's
+        lack = torch.empty_like(student, dtype=torch.float32)  # teacher's probability - student's
         total, tilt = torch.zeros_like(temperature), torch.zeros_like(mean)
-        for mine, other, out in zip(_slices(student), _slices(teacher), _slices(excess), strict=True):
-            own, shown = _exponents(mine, steepness * scale), _exponents(other, steepness * other_scale)
-            lead = shown - own
-            q, p = own.exp2(), shown.exp2_()
+        buffers = _buffers(student, 4)
+        for mine, other, out in zip(_slices(student), _slices(teacher), _slices(lack), strict=True):
+            own, p, q, lead = (buffer[: len(mine)] for buffer in buffers)
+            _exponents(mine, steepness * scale, own)
+            _exponents(other, steepness * other_scale, p)
+            torch.sub(p, own, out=lead)
+            torch.exp2(own, out=q)
+            p.exp2_()
             q_sum, p_sum = q.sum(1, keepdim=True), p.sum(1, keepdim=True)
             p.div_(p_sum)
             total += math.log(2) * torch.dot(p.flatten(), lead.flatten()) + (q_sum / p_sum).log_().sum()
-            torch.sub(q.div_(q_sum), p, out=out)
+            torch.addcmul(p, q, -1 / q_sum, out=out)
             if standardise:
                 tilt += own.mul_(out).flatten(0, 1).sum(0)
         images, positions, channels = student.shape
-        tilt /= steepness * images * positions  # mean over a channel of standardised value times excess
+        tilt /= steepness * images * positions  # mean over a channel of standardised value times lack
         weight = temperature / (images * channels)
-        ctx.save_for_backward(student, excess, mean, scale, tilt, weight)
+        ctx.save_for_backward(student, lack, mean, scale, tilt, weight)
         return temperature * weight * total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """As through BatchNorm: (excess - its mean, which is 0 - standardised value * tilt) * scale."""
-        student, excess, mean, scale, tilt, weight = ctx.saved_tensors
+        """As through BatchNorm: (lack - its mean, which is 0 - standardised value * tilt) * -scale."""
+        student, lack, mean, scale, tilt, weight = ctx.saved_tensors
         weight = gradient * weight * scale
-        slope = -weight * tilt * scale
+        slope = weight * tilt * scale
         result = torch.empty_like(student)
-        for x, change, out in zip(_slices(student), _slices(excess), _slices(result), strict=True):
-            torch.addcmul(-mean * slope, x, slope, out=out).addcmul_(change, weight)
+        (buffer,) = _buffers(student, 1)
+        for x, change, out in zip(_slices(student), _slices(lack), _slices(result), strict=True):
+            rising = buffer[: len(x)].copy_(x)
+            torch.addcmul(-mean * slope, rising, slope, out=rising)
+            out.copy_(rising.addcmul_(change, weight, value=-1))
         return result, None, None, None
 
 
+def _images(x: Tensor) -> int:
+    """How many images of (B, HW, C) lie in a CPU's cache at a time; on other devices all."""
+    return max(1, min(CACHED // x[0].numel(), len(x))) if x.device.type == "cpu" else len(x)
+
+
 def _slices(x: Tensor) -> Sequence[Tensor]:
-    """(B, HW, C) -> as many images at a time as lie in a CPU's cache; on other devices all at once."""
-    images = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
-    return x.split(images)
+    return x.split(_images(x))
 
 
-def _exponents(x: Tensor, slope: Tensor) -> Tensor:
+def _buffers(x: Tensor, count: int) -> list[Tensor]:
+    """Float32, as large as the largest slice."""
+    return [x.new_empty(_images(x), *x.shape[1:], dtype=torch.float32) for _ in range(count)]
+
+
+def _exponents(x: Tensor, slope: Tensor, out: Tensor) -> None:
     """x less the greatest of its image and channel, so that powers of it do not overflow, times slope."""
-    return (x - x.amax(1, keepdim=True)).mul_(slope)
+    out.copy_(x)
+    torch.addcmul(-out.amax(1, keepdim=True) * slope, out, slope, out=out)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, HW, C) -> mean and 1 / standard deviation of each channel over all images and positions, (C,)."""
+    """(B, HW, C) -> mean and 1 / standard deviation of each channel over all images and positions, (C,), float32."""
     if x.device.type == "cpu":  # what BatchNorm itself counts with: a twentieth of the time of `var_mean` there
-        mean, variance = torch.batch_norm_update_stats(x[:, None].permute(0, 3, 1, 2), None, None, 0.0)
+        running = x.new_zeros(2, x.shape[2], dtype=torch.float32)  # these decide the format of what comes out
+        mean, variance = torch.batch_norm_update_stats(x[:, None].permute(0, 3, 1, 2), *running, 0.0)
     else:
-        variance, mean = torch.var_mean(x, (0, 1), correction=0)
+        variance, mean = torch.var_mean(x.float(), (0, 1), correction=0)
     return mean, (variance + EPSILON).rsqrt_()
 
 
 def _unmoved(x: Tensor) -> tuple[Tensor, Tensor]:
     """Moments of channels that stay as they are."""
-    return x.new_zeros(x.shape[2]), x.new_ones(x.shape[2])
+    return x.new_zeros(x.shape[2], dtype=torch.float32), x.new_ones(x.shape[2], dtype=torch.float32)

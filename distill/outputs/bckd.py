@@ -72,30 +72,28 @@ class BridgingProtocol(CellsLoss):
 
     def forward(self, student: Prediction, taught: Prediction, batch: Batch) -> Tensor:
         """Raw levels (B, A, H, W, 5 + C) on both sides -> scalar."""
-        totals = [
-            self._level(student.levels[own], taught.levels[other].detach(), self.anchors(own))
+        rows = [
+            self._rows(student.levels[own], taught.levels[other].detach(), self.anchors(own))
             for own, other in self.level_pairs
         ]
-        boxes, classes, belief = torch.stack(totals).sum(0)
-        return len(totals) * (self.gains.box * boxes + self.gains.cls * classes) / belief.clamp(min=1)
+        own, other, anchors, trust = (torch.cat(column) for column in zip(*rows, strict=True))
+        mine, theirs = self._scores(own, other)  # (M, K) logits
+        target = theirs.sigmoid()
+        apart = (target - mine.detach().sigmoid()).abs()
+        entropy = apart**self.beta * F.binary_cross_entropy_with_logits(mine, target, reduction="none")
+        classes = (entropy.mean(-1) * trust).sum()
+        boxes = (apart.amax(-1) * box_mismatch(own, other, anchors, self.iou) * trust).sum()
+        belief = (target.amax(-1) * trust).sum().clamp(min=1)
+        return len(rows) * (self.gains.box * boxes + self.gains.cls * classes) / belief
 
-    def _level(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
-        """Sums over one level: boxes, classes (means over classes), and what the teacher believes in."""
+    def _rows(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
+        """The cells of one level that matter: (M, 5 + C), (M, 5 + C'), (M, 2) anchors and (M,) trust, in float32."""
         belief = teacher[..., 4].float().sigmoid()  # (B, A, H, W)
         sees = belief > BACKGROUND
         heard = self.heard(teacher, sees)
         matters = (sees | (student[..., 4].detach().float().sigmoid() > BACKGROUND)) & heard
         chosen = matters.nonzero(as_tuple=True)
-        trust = self.trust(belief, heard)[chosen]  # (M,)
-        own, other = student[chosen].float(), teacher[chosen].float()
-        mine, theirs = self._scores(own, other)  # (M, K) logits
-        target = theirs.sigmoid()
-        apart = (target - mine.detach().sigmoid()).abs()
-        entropy = apart**self.beta * F.binary_cross_entropy_with_logits(mine, target, reduction="none")
-        mismatch = apart.amax(-1) * box_mismatch(own, other, anchors[chosen[1]], self.iou)
-        return torch.stack(
-            [(mismatch * trust).sum(), (entropy.mean(-1) * trust).sum(), (target.amax(-1) * trust).sum()]
-        )
+        return student[chosen].float(), teacher[chosen].float(), anchors[chosen[1]], self.trust(belief, heard)[chosen]
 
     def _scores(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (M, 5 + C) and (M, 5 + C') -> logits of the scores, (M, K) twice."""

@@ -188,6 +188,64 @@ def test_maps_of_images_of_another_shape_are_refused(size, lesson):
         pair_of("conv")([torch.randn(2, 4, 8, 8)], [torch.randn(2, 6, *size)], lesson)
 
 
+# -- coarser grids ----------------------------------------------------------------------------------------------------
+
+
+def means_of_cells(x, cell):
+    """The slow way: a mean over what lies in each cell of a map, also in the smaller ones at its border."""
+    rows, columns = -(-x.shape[2] // cell), -(-x.shape[3] // cell)
+    cells = [
+        [x[:, :, r * cell : (r + 1) * cell, c * cell : (c + 1) * cell].mean((2, 3)) for c in range(columns)]
+        for r in range(rows)
+    ]
+    return torch.stack([torch.stack(row, -1) for row in cells], -2)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_finer_maps_are_averaged_over_the_cells_of_the_least_stride(size, lesson):
+    infos = FeatureInfo(17, 4, 8), FeatureInfo(3, 6, 8)
+    pair = FeaturePair("seen", *infos, Seen(None), min_stride=32)
+    student, teacher = torch.randn(2, 4, *size), torch.randn(2, 6, *size)
+    pair([student], [teacher], lesson)
+    torch.testing.assert_close(pair.loss.student, means_of_cells(student, 4))
+    torch.testing.assert_close(pair.loss.teacher, means_of_cells(teacher, 4))
+    assert (pair.stride, pair.grid) == (8, 32)
+
+
+def test_an_adapter_may_as_well_stand_before_the_averaging(lesson):
+    infos = FeatureInfo(17, 4, 8), FeatureInfo(3, 6, 8)
+    pair = FeaturePair("seen", *infos, Seen("conv"), min_stride=16)
+    student = torch.randn(2, 4, 8, 8)
+    pair([student], [torch.randn(2, 6, 8, 8)], lesson)
+    torch.testing.assert_close(pair.loss.student, means_of_cells(pair.adapter(student), 2))
+
+
+@pytest.mark.parametrize("least", [1, 4, 8])
+def test_maps_that_are_coarse_enough_stay_as_they_are(least, lesson):
+    pair = FeaturePair("seen", FeatureInfo(17, 4, 8), FeatureInfo(3, 6, 8), Seen(None), min_stride=least)
+    student = torch.randn(2, 4, 8, 8)
+    pair([student], [torch.randn(2, 6, 8, 8)], lesson)
+    assert torch.equal(pair.loss.student, student)
+    assert pair.grid == 8
+
+
+def test_each_of_two_layers_has_its_own_cells(lesson):
+    students, teachers = [FeatureInfo(17, 4, 8), FeatureInfo(20, 5, 16)], [FeatureInfo(3, 6, 8), FeatureInfo(9, 7, 16)]
+    pair = FlowPair("seen", students, teachers, Seen(None), min_stride=16)
+    own = [torch.randn(2, 4, 8, 8), torch.randn(2, 5, 4, 4)]
+    pair(own, [torch.randn(2, 6, 8, 8), torch.randn(2, 7, 4, 4)], lesson)
+    torch.testing.assert_close(pair.loss.student[0], means_of_cells(own[0], 2))
+    assert torch.equal(pair.loss.student[1], own[1])
+    assert pair.grid == 16
+
+
+def test_a_least_stride_between_two_is_an_error():
+    with pytest.raises(
+        UserError, match="'seen': min_stride: got 12, expected a multiple of 8, the stride of student layer 17"
+    ):
+        FeaturePair("seen", FeatureInfo(17, 4, 8), FeatureInfo(3, 6, 8), Seen(None), min_stride=12)
+
+
 # -- cutmix -----------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distill.build import build_distillation
+from distill.pairs import Lesson
 from distill.teacher import Teacher
 from utils.errors import UserError
 from utils.hyp import Balance, Hyp, Schedule, TeacherRole
@@ -243,6 +244,13 @@ def test_everything_is_float32_beside_a_half_precision_teacher(task_of, draw_bat
     assert all(parameter.grad.isfinite().all() for parameter in task.parameters() if parameter.grad is not None)
 
 
+def test_masks_are_drawn_on_the_grid_that_is_compared(task_of, draw_batch, monkeypatch):
+    lessons = []
+    monkeypatch.setattr("distill.course.Lesson", lambda *args: lessons.append(Lesson(*args)) or lessons[-1])
+    task_of(features={"fgd": {"min_stride": 32, "weight": 1}})(draw_batch())
+    assert {lesson.stride for lesson in lessons} == {32}
+
+
 def test_an_unlabelled_empty_batch_is_finite(task_of, draw_batch):
     batch = draw_batch(empty=True)
     assert all(value.isfinite() for value in task_of()(batch._replace(labelled=~batch.labelled)).values())
@@ -291,6 +299,7 @@ def test_other_classes_do_not_matter_to_features_alone(task_of, detector, draw_b
         ({"features": {"cwd": {"weight": [1, 2]}}}, "weight has 2 entries for 3 pairs"),
         ({"features": {"cwd": {"clip": 0}}}, "feature loss 'cwd': clip: got 0, expected a number above 0"),
         ({"features": {"cwd": {"cutmix": 2}}}, "cutmix: got 2"),
+        ({"features": {"cwd": {"min_stride": 1.5}}}, "min_stride: got 1.5, expected a whole number above 0"),
         ({"outputs": {"kll": {}}}, "no output loss is called 'kll'; did you mean 'kl'"),
         ({"outputs": {"kl": {"tau": 2}}}, "output loss 'kl' has no option tau"),
         ({"outputs": {"kl": {"gradient_gain": -1}}}, "output loss 'kl': gradient_gain: got -1"),
