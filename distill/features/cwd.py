@@ -131,7 +131,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """(B, HW, C) -> mean and 1 / standard deviation of each channel over all images and positions, (C,), float32."""
     if x.device.type == "cpu":  # what BatchNorm itself counts with: a twentieth of the time of `var_mean` there
         running = x.new_zeros(2, x.shape[2], dtype=torch.float32)  # these decide the format of what comes out
-        mean, variance = torch.batch_norm_update_stats(x[:, None].permute(0, 3, 1, 2), *running, 0.0)
+        mean, variance = torch.batch_norm_update_stats(x[:, None].permute(0, 3, 1, 2), running[0], running[1], 0.0)
     else:
         variance, mean = torch.var_mean(x.float(), (0, 1), correction=0)
     return mean, (variance + EPSILON).rsqrt_()
