@@ -239,5 +239,9 @@ def _layer(who: str, model: Model, index: int) -> FeatureInfo:
     layers = model.feature_info
     if not 0 <= index < len(layers):
         raise UserError(f"{who}_kd_layers: there is no layer {index}; the {who} has layers 0 to {len(layers) - 1}")
+    if index in model.auxiliary_layers:
+        raise UserError(
+            f"{who}_kd_layers: layer {index} is of the auxiliary levels, which only learn along; take another"
+        )
     info: FeatureInfo = layers[index]
     return info

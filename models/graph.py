@@ -12,7 +12,7 @@ from torch.func import functional_call
 from models.blocks import BLOCKS
 from models.blocks.activation import replace_activations
 from models.blocks.base import LayerSpec
-from models.heads import HEADS
+from models.heads import HEADS, REFUSED
 from models.spec import ModelSpec, read_spec
 from utils.errors import UserError
 from utils.registry import find
@@ -21,7 +21,7 @@ from utils.types import FeatureInfo
 __all__ = ["Graph", "ModelSpec", "build_graph", "layer_specs", "read_spec"]
 
 PROBE = 256  # pixels; strides up to 128 divide it
-MANY_INPUTS = {"Concat", *HEADS}  # layers that take a list of maps
+MANY_INPUTS = {"Concat", "Shortcut", *HEADS}  # layers that take a list of maps
 
 
 class Graph(NamedTuple):
@@ -61,6 +61,8 @@ def build_graph(spec: ModelSpec, num_classes: int) -> Graph:
         UserError: a row that names no known module, or arguments or inputs that its module cannot take.
     """
     *body, last = layer_specs(spec)
+    if last.module in REFUSED:
+        raise UserError(f"{last.where}: {last.module} is not supported: {REFUSED[last.module]}")
     if last.module not in HEADS:
         find("head", last.module, HEADS)
     maps: dict[int, Tensor] = {-1: torch.empty(1, 3, PROBE, PROBE, device="meta")}

@@ -27,6 +27,7 @@ MODEL_MODULES = (
     "ultralytics.nn.",
     "ultralytics.utils.",
     "ultralytics.yolo.utils.",
+    "utils.torch_utils.",  # YOLOv7's traced models
     "torch.nn.modules.",
 )
 # options, paths, dates and single numbers that lie beside a model; stand-ins too

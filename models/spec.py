@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from utils.errors import UserError, nearest
 
 FAMILY_FILES = Path(__file__).resolve().parent / "cfg"
 # where model files lie in the repositories that people come from: `models/hub/yolov5s6.yaml` in their notes is ours
-FORMER_FOLDERS = {"models", "hub", "cfg", "training", "v5", "yolov5"}
+FORMER_FOLDERS = {"models", "hub", "cfg", "training", "deploy", "v3", "v5", "yolov3", "yolov5", "yolov7"}
+DEPLOY = "-deploy"  # behind a name: the form for inference
 
 Row = tuple[Any, ...]
 
@@ -88,36 +90,60 @@ def read_spec(name: str) -> ModelSpec:
     path = Path(name)
     if path.is_file():
         return _from_file(path)
-    scales = family_scales()
+    known = family_scales()
     stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
-    if stem in scales and set(path.parent.parts) <= FORMER_FOLDERS | {".", ".."}:
-        file, scale = scales[stem]
-        return _scaled(_load(file), scale, stem)
-    hint = nearest(stem, scales) or ";"
-    raise UserError(f"no model file {name}, and no model of that name{hint} known: {', '.join(sorted(scales))}")
+    if "deploy" in path.parent.parts:  # cfg/deploy/yolov7.yaml
+        stem = stem.removesuffix(DEPLOY) + DEPLOY
+    base = stem.removesuffix(DEPLOY)
+    if base in known and set(path.parent.parts) <= FORMER_FOLDERS | {".", ".."}:
+        file, scale = known[base]
+        spec = _scaled(_load(file), scale, base)
+        return spec if base == stem else deployed(spec)
+    hint = nearest(stem, known) or ";"
+    raise UserError(f"no model file {name}, and no model of that name{hint} known: {', '.join(sorted(known))}")
 
 
 def known_specs() -> Iterator[ModelSpec]:
-    """Every model of our families."""
-    for file in sorted(FAMILY_FILES.glob("*.yaml")):
-        values = _load(file)
-        for scale in values["scales"]:
-            yield _scaled(values, scale, values["name"].replace("{scale}", scale))
+    """Every model of our families, in training form, and for inference where that is another."""
+    for name, (file, scale) in family_scales().items():
+        spec = _scaled(_load(file), scale, name)
+        yield spec
+        if deployed(spec).head != spec.head:
+            yield deployed(spec)
 
 
+@functools.cache  # our own files, which don't change under a run
 def family_scales() -> dict[str, tuple[Path, str]]:
-    """Every model of our families: name -> its family's file, its scale there."""
+    """Every model of our families: name -> its family's file, its scale or variant there ('' for a model alone)."""
     known = {}
     for file in sorted(FAMILY_FILES.glob("*.yaml")):
         values = _load(file)
-        for scale in values["scales"]:
+        for scale in values.get("scales", {"": None}):
             known[values["name"].replace("{scale}", scale)] = (file, scale)
+        for variant in values.get("variants", {}):
+            known[values["name"] + variant] = (file, variant)
     return known
 
 
+def deployed(spec: ModelSpec) -> ModelSpec:
+    """The form for inference: a plain `Detect`, and nothing behind the layers that it reads."""
+    sources, number, module, args = spec.head[-1]
+    kept = sources[: len(sources) // 2] if module == "IAuxDetect" else sources
+    layers = len(spec.backbone) + len(spec.head) - 1
+    end = max(source % layers for source in kept) + 1
+    return replace(
+        spec, name=spec.name + DEPLOY, head=(*spec.head[: end - len(spec.backbone)], (kept, number, "Detect", args))
+    )
+
+
 def _scaled(values: Mapping[str, Any], scale: str, name: str) -> ModelSpec:
-    depth, width = values["scales"][scale]
-    return ModelSpec.from_dict({**values, "depth_multiple": depth, "width_multiple": width}, name, f"{name}.yaml")
+    """A family's model of that scale (depth multiple, width multiple) or variant (other keys)."""
+    if scale in values.get("scales", {}):
+        depth, width = values["scales"][scale]
+        values = {**values, "depth_multiple": depth, "width_multiple": width}
+    else:
+        values = {**values, **values.get("variants", {}).get(scale, {})}
+    return ModelSpec.from_dict(values, name, f"{name}.yaml")
 
 
 def _from_file(path: Path) -> ModelSpec:
@@ -132,8 +158,9 @@ def _from_file(path: Path) -> ModelSpec:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = re.sub(r"\s+", " ", str(error))
         raise UserError(f"{path}: not a YAML file: {line}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from models.heads.implicit import folded
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def transfer(model: Model, state: Mapping[str, Tensor], leave: Collection[str] =
         UserError: no convolution fits, so nothing would have been loaded.
     """
     own = model.state_dict()
-    state = _unfolded(state, own)
+    state = _unfolded(_in_form_of(own, state), own)
     fits, skipped = {}, []
     for key, value in own.items():
         reason = _reason(model, key, value, state, leave)
@@ -93,13 +94,49 @@ def _reason(model: Model, key: str, value: Tensor, state: Mapping[str, Tensor], 
         return "" if same else "the given anchors stand"
     if state[key].shape == value.shape:
         return ""
-    if key.startswith(f"model.{len(model.model) - 1}.m."):
+    if key.startswith(tuple(f"model.{len(model.model) - 1}.{part}." for part in ("m", "m2", "im"))):
         anchors = anchors_in(state)
         if anchors is not None and anchors.shape[1] != model.head.num_anchors:
             return f"anchors a level {anchors.shape[1]} != {model.head.num_anchors}"
         if num_classes_in(state) != model.num_classes:
             return f"nc {num_classes_in(state)} != {model.num_classes}"
     return f"shape {tuple(state[key].shape)} != {tuple(value.shape)}"
+
+
+# -- forms of one model ------------------------------------------------------------------------------------------------
+
+
+def _in_form_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A YOLOv7 in training form for a model in the form for inference, or the other way round; others as they are.
+
+    Implicit knowledge is folded into the head, or begins with what has no effect; the head gets the number that it has
+    in the model, where auxiliary layers stand before it or do not.
+    """
+    state = dict(state)
+    here, there = last_layer(own), last_layer(state)
+    if _has(own, here, "m2") != _has(state, there, "m2"):
+        state = {_renumbered(key, there, here): value for key, value in state.items()}
+        there = here
+    if _has(state, there, "ia") and not _has(own, here, "ia"):
+        for key in [key for key in state if key.startswith(f"model.{there}.m.") and key.endswith(".weight")]:
+            level = key.split(".")[3]
+            factors = [state[f"model.{there}.{part}.{level}.implicit"] for part in ("ia", "im")]
+            bias = key.replace(".weight", ".bias")
+            state[key], state[bias] = folded(state[key], state[bias], *factors)
+    elif _has(own, here, "ia") and not _has(state, there, "ia"):
+        neutral = {"ia": torch.zeros_like, "im": torch.ones_like}
+        for key in [key for key in own if key.endswith(".implicit")]:
+            state[key] = neutral[key.split(".")[2]](own[key])
+    return state
+
+
+def _has(state: Mapping[str, Tensor], layer: int | None, part: str) -> bool:
+    return any(key.startswith(f"model.{layer}.{part}.") for key in state)
+
+
+def _renumbered(key: str, layer: int | None, number: int | None) -> str:
+    start = f"model.{layer}."
+    return f"model.{number}.{key.removeprefix(start)}" if key.startswith(start) else key
 
 
 def _unfolded(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,12 +147,29 @@ def _unfolded(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
         if block == key or key in state or f"{block}.conv.bias" not in state:
             continue
         count += 1
-        bias = state[f"{block}.conv.bias"]
-        full[f"{block}.bn.weight"] = torch.ones_like(bias)
-        full[f"{block}.bn.bias"] = bias
-        full[f"{block}.bn.running_mean"] = torch.zeros_like(bias)
-        full[f"{block}.bn.running_var"] = torch.full_like(bias, 1 - 1e-3)  # the norm adds eps, 1e-3
-        full[f"{block}.bn.num_batches_tracked"] = torch.zeros((), dtype=torch.long)
+        full |= _identity_norm(f"{block}.bn", state[f"{block}.conv.bias"])
+    for key in [key for key in state if key.endswith(".rbr_reparam.weight")]:
+        block, kernel = key.removesuffix(".rbr_reparam.weight"), state[key]
+        if f"{block}.rbr_dense.0.weight" not in own:
+            continue
+        count += 1  # the 3x3 branch does it all, the others nothing
+        bias = state[f"{block}.rbr_reparam.bias"]
+        full[f"{block}.rbr_dense.0.weight"] = kernel
+        full[f"{block}.rbr_1x1.0.weight"] = torch.zeros_like(own[f"{block}.rbr_1x1.0.weight"])
+        full |= _identity_norm(f"{block}.rbr_dense.1", bias) | _identity_norm(f"{block}.rbr_1x1.1", 0 * bias)
+        if f"{block}.rbr_identity.weight" in own:
+            full |= _identity_norm(f"{block}.rbr_identity", 0 * bias, scale=0.0)
     if count:
         log.warning("%d batch norms are folded away in the weights; they begin anew as identities", count)
     return full
+
+
+def _identity_norm(name: str, bias: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+    """A batch norm that multiplies by `scale` and adds `bias`."""
+    return {
+        f"{name}.weight": torch.full_like(bias, scale),
+        f"{name}.bias": bias,
+        f"{name}.running_mean": torch.zeros_like(bias),
+        f"{name}.running_var": torch.full_like(bias, 1 - 1e-3),  # the norm adds eps, 1e-3
+        f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.long),
+    }

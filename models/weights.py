@@ -45,7 +45,9 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int | None:
-        return num_classes_in(self.state)
+        found = num_classes_in(self.state)
+        head = None if self.spec is None else HEADS.get(self.spec.head[-1][2])
+        return found if found is None or head is None else found - head.hidden_outputs
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -125,28 +127,30 @@ def recognise(state: Mapping[str, Tensor]) -> ModelSpec | None:
     num_classes, anchors = num_classes_in(state), anchors_in(state)
     if num_classes is None:
         return None
-    shapes = {key: value.shape for key, value in state.items() if _is_weight(key)}
+    shapes = {key: value.shape for key, value in state.items() if _is_weight(key, value)}
     for known in known_specs():
         if not _may_be(known, state):
             continue
         spec = _with_anchors(known, None, anchors)
         with torch.device("meta"):
             own = Model(spec, num_classes).state_dict()
-        if {key: value.shape for key, value in own.items() if _is_weight(key)} == shapes:
+        if {key: value.shape for key, value in own.items() if _is_weight(key, value)} == shapes:
             return spec
     return None
 
 
 def _may_be(spec: ModelSpec, state: Mapping[str, Tensor]) -> bool:
-    """Whether depth and the first layer's width agree: spares building the others."""
-    first = state.get("model.0.conv.weight")
-    width = round_channels(spec.backbone[0][3][0], spec.width_multiple)
-    return first is not None and len(first) == width and last_layer(state) == len(spec.backbone) + len(spec.head) - 1
+    """Whether depth and the first convolution's width agree: spares building the others."""
+    if last_layer(state) != len(spec.backbone) + len(spec.head) - 1:
+        return False
+    index, row = next((i, row) for i, row in enumerate(spec.backbone) if row[2] == "Conv")
+    first = state.get(f"model.{index}.conv.weight")
+    return first is not None and len(first) == round_channels(row[3][0], spec.width_multiple)
 
 
-def _is_weight(key: str) -> bool:
-    """Convolutions tell an architecture; norms may be folded away, and biases come with that."""
-    return key.startswith("model.") and key.endswith(("conv.weight", ".m.0.weight", ".m.1.weight", ".m.2.weight"))
+def _is_weight(key: str, value: Tensor) -> bool:
+    """Convolutions tell an architecture, and what is implicit; norms may be folded away, biases come with that."""
+    return key.startswith("model.") and key.endswith((".weight", ".implicit")) and value.ndim == 4
 
 
 def _architecture(cfg: str | None, checkpoint: Checkpoint | None) -> ModelSpec:
@@ -196,6 +200,9 @@ def _from_state(path: Path, content: Mapping[str, Any]) -> Checkpoint:
 
 
 def _from_module(path: Path, module: StandIn) -> Checkpoint:
+    inside = module.get("model")
+    if isinstance(inside, StandIn) and isinstance(inside.get("yaml"), Mapping):  # a traced model holds the real one
+        module = inside
     rows = module.get("yaml")
     if not isinstance(rows, Mapping) or "backbone" not in rows or "head" not in rows:
         raise UserError(f"{path} holds a {module.origin}, not a detector with a layer description")

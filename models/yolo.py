@@ -16,13 +16,18 @@ from utils.types import FeatureInfo, Prediction
 
 log = logging.getLogger(__name__)
 
-Output = Prediction | tuple[Prediction, list[Tensor]]
+Output = Prediction | tuple[Prediction, list[Tensor]] | list[Tensor]
 
 
 class Model(nn.Module):
     """A detector built from the rows of its spec.
 
     State-dict keys (`model.0.conv.weight`) are those of the published checkpoints.
+
+    Attributes:
+        head_inputs: layers whose maps the head makes predictions of; not those of auxiliary levels.
+        auxiliary_layers: what only auxiliary levels need; run in training alone, and gone after `fuse()`.
+        traced: set it to True and the model puts out the list of these maps, without its head.
 
     Args:
         names: of the classes; made up (`named` is False) where None.
@@ -40,9 +45,13 @@ class Model(nn.Module):
         self.names = tuple(names) if names is not None else tuple(f"class{i}" for i in range(num_classes))
         self.model, self.sources, self._joins, info = build_graph(spec, num_classes)
         self.feature_info: tuple[FeatureInfo, ...] = info
-        self.head_inputs: tuple[int, ...] = self.sources[-1]
+        self.head_inputs: tuple[int, ...] = self.sources[-1][: self.head.num_levels]
+        self.traced = False
         self.stride: int = max(info[layer].stride for layer in self.head_inputs)
         self._last_use = _last_use(self.sources)
+        self.auxiliary_layers: frozenset[int] = frozenset()
+        if self.head.learns_along:
+            self.auxiliary_layers = _without_effect(self.sources, self.head_inputs)
 
     @property
     def head(self) -> Detect:
@@ -74,6 +83,8 @@ class Model(nn.Module):
             IndexError: of a layer that does not exist, or the head.
         """
         self._check(extra_features)
+        if self.traced:
+            return self.features(x, self.head_inputs)
         prediction, kept = self._run(x, len(self.model), extra_features, profile)
         return (prediction, [kept[layer] for layer in extra_features]) if extra_features else prediction
 
@@ -91,10 +102,15 @@ class Model(nn.Module):
         return output if augment else self.head.decode(output.levels)
 
     def fuse(self) -> Model:
-        """Folds batch norms into convolutions, in place: the inference form. Returns the model."""
+        """The inference form, in place: batch norms, branches and implicit knowledge folded into convolutions.
+
+        Auxiliary levels and the layers of theirs alone are dropped. Returns the model.
+        """
         for module in self.modules():
             if module is not self and callable(getattr(module, "fuse", None)):
                 module.fuse()
+        for layer in self.auxiliary_layers:
+            self.model[layer] = nn.Identity()
         return self
 
     def _run(
@@ -103,8 +119,13 @@ class Model(nn.Module):
         """The output of layer `stop - 1`, and the outputs of the wanted layers; others are let go after their use."""
         kept = {-1: x}
         costs = []
+        learns = (self.training and self.head.learns_along) or not self.auxiliary_layers.isdisjoint(wanted)
         for index in range(stop):
+            if index in self.auxiliary_layers and not learns:
+                continue
             layer, sources = self.model[index], self.sources[index]
+            if layer is self.head and not learns:
+                sources = self.head_inputs
             inputs = [kept[source] for source in sources] if self._joins[index] else kept[sources[0]]
             if profile:
                 costs.append(layer_cost(layer, inputs))
@@ -129,6 +150,17 @@ class Model(nn.Module):
             log.info("%10.2f %10.2f %10d  %d %s", cost.milliseconds, cost.gflops, cost.parameters, index, name)
         total = [sum(values) for values in zip(*costs, strict=True)]
         log.info("%10.2f %10.2f %10d  total", *total)
+
+
+def _without_effect(sources: tuple[tuple[int, ...], ...], outputs: tuple[int, ...]) -> frozenset[int]:
+    """Layers before the last that none of `outputs` depends on."""
+    needed, waiting = set(), list(outputs)
+    while waiting:
+        layer = waiting.pop()
+        if layer not in needed and layer >= 0:
+            needed.add(layer)
+            waiting += sources[layer]
+    return frozenset(range(len(sources) - 1)) - needed
 
 
 def _last_use(sources: tuple[tuple[int, ...], ...]) -> dict[int, int]:

@@ -23,6 +23,8 @@ class Release(NamedTuple):
     sha256: str | None = None  # None where we do not know it from several who have the file; the publisher names none
 
 
+_YOLOV3 = "https://github.com/ultralytics/yolov3/releases/download/v9.6.0"  # GPL-3.0 / AGPL-3.0 of their authors
+_YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1"  # GPL-3.0 of its authors
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"  # GPL-3.0 / AGPL-3.0 of their authors
 
 RELEASES = {
@@ -36,6 +38,16 @@ RELEASES = {
     "yolov5m6.pt": Release(f"{_YOLOV5}/yolov5m6.pt"),
     "yolov5l6.pt": Release(f"{_YOLOV5}/yolov5l6.pt"),
     "yolov5x6.pt": Release(f"{_YOLOV5}/yolov5x6.pt"),
+    "yolov3.pt": Release(f"{_YOLOV3}/yolov3.pt"),
+    "yolov3-spp.pt": Release(f"{_YOLOV3}/yolov3-spp.pt"),
+    "yolov3-tiny.pt": Release(f"{_YOLOV3}/yolov3-tiny.pt"),
+    "yolov7.pt": Release(f"{_YOLOV7}/yolov7.pt"),
+    "yolov7x.pt": Release(f"{_YOLOV7}/yolov7x.pt"),
+    "yolov7-tiny.pt": Release(f"{_YOLOV7}/yolov7-tiny.pt"),
+    "yolov7-w6.pt": Release(f"{_YOLOV7}/yolov7-w6.pt"),
+    "yolov7-e6.pt": Release(f"{_YOLOV7}/yolov7-e6.pt"),
+    "yolov7-d6.pt": Release(f"{_YOLOV7}/yolov7-d6.pt"),
+    "yolov7-e6e.pt": Release(f"{_YOLOV7}/yolov7-e6e.pt"),
 }
 
 

@@ -13,9 +13,10 @@ from models.blocks.attention import C3TR, TransformerBlock
 from models.blocks.conv import Conv, CrossConv, DWConv, Focus
 from models.blocks.csp import C3, Bottleneck, BottleneckCSP, C3x
 from models.blocks.ghost import C3Ghost, GhostBottleneck, GhostConv
-from models.blocks.merge import Concat
+from models.blocks.merge import Concat, ReOrg, Shortcut
 from models.blocks.plain import BatchNorm2d, Conv2d, ConvTranspose2d, Identity, MaxPool2d, Upsample, ZeroPad2d
-from models.blocks.pool import SPP, SPPF
+from models.blocks.pool import MP, SP, SPP, SPPCSPC, SPPF, DownC
+from models.blocks.rep import RepConv
 
 BLOCKS: dict[str, Any] = {
     "Conv": Conv,
@@ -33,7 +34,14 @@ BLOCKS: dict[str, Any] = {
     "TransformerBlock": TransformerBlock,
     "SPP": SPP,
     "SPPF": SPPF,
+    "SPPCSPC": SPPCSPC,
+    "MP": MP,
+    "SP": SP,
+    "DownC": DownC,
+    "ReOrg": ReOrg,
+    "RepConv": RepConv,
     "Concat": Concat,
+    "Shortcut": Shortcut,
     "nn.BatchNorm2d": BatchNorm2d,
     "nn.Conv2d": Conv2d,
     "nn.ConvTranspose2d": ConvTranspose2d,

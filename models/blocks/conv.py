@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.blocks.base import Block, batch_norm
+from models.blocks.activation import activation
+from models.blocks.base import Block, LayerSpec, batch_norm
+from models.blocks.merge import corners
 
 Size = int | tuple[int, int]
 
@@ -36,7 +40,17 @@ class Conv(Block):
         padding = same_padding(kernel, dilation) if padding is None else padding
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
         self.bn: nn.Module = batch_norm(c_out)
-        self.act = nn.SiLU() if act else nn.Identity()
+        self.act: nn.Module = nn.SiLU() if act else nn.Identity()
+
+    @classmethod
+    def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
+        """YOLOv7's rows name the activation behind the groups, where others have the dilation."""
+        plain = tuple(arg for arg in spec.args if not (isinstance(arg, str) and arg.startswith("nn.")))
+        named = [arg for arg in spec.args if arg not in plain]
+        module, c_out = super().from_spec(replace(spec, args=plain), c_in, width)
+        if named:
+            module.act = activation(named[0])
+        return module, c_out
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
@@ -85,8 +99,7 @@ class Focus(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, c_out, H/2, W/2)"""
-        corners = [x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.conv(torch.cat(corners, dim=1))
+        return self.conv(torch.cat(corners(x), dim=1))
 
 
 class CrossConv(Block):

@@ -1,9 +1,10 @@
-"""The anchor head of YOLOv3 and YOLOv5: one 1×1 convolution a level."""
+"""Heads with anchors: one 1×1 convolution a level."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class Detect(nn.Module):
         strides: of each level, pixels.
     """
 
+    hidden_outputs: ClassVar[int] = 0  # channels an anchor that a level has beyond 5 + C
+
     strides: Tensor  # (L,) pixels
     anchors: Tensor  # (L, A, 2) width, height in units of the stride, as in the published checkpoints
 
@@ -47,25 +50,26 @@ class Detect(nn.Module):
             [[side / stride for side in pair] for pair in level] for level, stride in zip(sizes, strides, strict=True)
         ]
         self.register_buffer("anchors", torch.tensor(scaled, dtype=torch.float32))
-        outputs = self.num_anchors * (5 + num_classes)
-        self.m = nn.ModuleList(nn.Conv2d(level_channels, outputs, 1) for level_channels in channels)
-        self._set_biases(strides)
+        self.m = self._convolutions(channels, strides)
 
     @classmethod
     def from_spec(
         cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, anchors: Anchors
     ) -> Detect:
         """Of the row `[levels, 1, Detect, [nc, anchors]]`, whose arguments are these words."""
-        if spec.args != ("nc", "anchors"):
-            raise ValueError(f"Detect's arguments are [nc, anchors], their values stand above; got {list(spec.args)}")
+        require_words(spec)
         return cls(num_classes, anchors, channels, strides)
 
     def forward(self, maps: Sequence[Tensor]) -> Prediction:
-        levels = []
-        for convolution, features in zip(self.m, maps, strict=True):
-            x = convolution(features).unflatten(1, (self.num_anchors, 5 + self.num_classes))
-            levels.append(x.permute(0, 1, 3, 4, 2).contiguous())
-        return Prediction(tuple(levels))
+        """One map a level, finest first."""
+        return Prediction(tuple(self.level(i, x) for i, x in enumerate(maps)))
+
+    def level(self, index: int, features: Tensor) -> Tensor:
+        """A level's map (B, channels, H, W) -> (B, A, H, W, 5 + C)."""
+        return self._arranged(self.m[index](features))
+
+    def _arranged(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.num_anchors, -1)).permute(0, 1, 3, 4, 2).contiguous()
 
     def decode(self, levels: Sequence[Tensor]) -> Tensor:
         """Raw levels -> (B, N, 5 + C) float32: x, y, w, h (centre, pixels), objectness, class scores in [0, 1].
@@ -100,6 +104,11 @@ class Detect(nn.Module):
         return torch.cat((centres, sides), dim=-1).logit(EDGE)
 
     @property
+    def learns_along(self) -> bool:
+        """Whether there are auxiliary levels."""
+        return False
+
+    @property
     def anchors_px(self) -> Tensor:
         """(L, A, 2) w, h in pixels."""
         return self.anchors * self.strides[:, None, None]
@@ -114,12 +123,24 @@ class Detect(nn.Module):
         self.provisional = False
 
     @torch.no_grad()
-    def _set_biases(self, strides: Sequence[int]) -> None:
+    def _convolutions(self, channels: Sequence[int], strides: Sequence[int]) -> nn.ModuleList:
         """Starts near the usual share of objects: 8 an image of 640 pixels, classes nearly equally likely."""
-        for convolution, stride in zip(self.m, strides, strict=True):
-            biases = convolution.bias.view(self.num_anchors, -1)
-            biases[:, 4] += math.log(8 / (640 / stride) ** 2)
-            biases[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+        outputs = self.num_anchors * (5 + self.num_classes + self.hidden_outputs)
+        convolutions = nn.ModuleList(nn.Conv2d(level_channels, outputs, 1) for level_channels in channels)
+        for convolution, stride in zip(convolutions, strides, strict=True):
+            objectness = convolution.bias.view(self.num_anchors, -1)[:, -1 - self.num_classes]
+            classes = convolution.bias.view(self.num_anchors, -1)[:, -self.num_classes :]
+            objectness += math.log(8 / (640 / stride) ** 2)
+            classes += math.log(0.6 / (self.num_classes - 0.99999))
+        return convolutions
+
+
+def require_words(spec: LayerSpec) -> None:
+    """Raises ValueError unless a head's row has the arguments [nc, anchors]."""
+    if spec.args != ("nc", "anchors"):
+        raise ValueError(
+            f"{spec.module}'s arguments are [nc, anchors], their values stand above; got {list(spec.args)}"
+        )
 
 
 def _cells(level: Tensor) -> Tensor:

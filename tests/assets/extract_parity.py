@@ -1,9 +1,14 @@
-"""Writes tests/assets/yolov5_parity.json.gz, small extracts of the recorded numbers in ../shared/reference/parity.
+"""Writes tests/assets/parity.json.gz, small extracts of the recorded numbers in ../shared/reference/parity.
 
     python tests/assets/extract_parity.py ../shared/reference/parity
 
-Of each recorded YOLOv5: parameters, a digest of state-dict keys and shapes in order, and of every level and of the
-decoded output every sixth of the 600 sampled values. Of the models recorded by their rows alone: the rows.
+Of each recorded YOLOv3, v5 and v7: parameters, a digest of state-dict keys and shapes in order, and of every level and
+of the decoded output every sixth of the 600 sampled values. All of these come from the reference implementations,
+filled by rule; real files were at hand of yolov5n and yolov5s alone. `anchor_grid` of YOLOv7's heads, the anchors in
+pixels once more, is left out of the keys: we do not keep it. Of every v3 and v7, training and deploy form: a digest of
+its rows. Of the v5 recorded by their rows alone: the rows.
+
+Also writes tests/assets/losses-v7.json: the recorded cases of YOLOv7's losses, whole, targets that several share once.
 """
 
 from __future__ import annotations
@@ -16,29 +21,30 @@ from pathlib import Path
 
 import numpy as np
 
-TARGET = Path(__file__).with_name("yolov5_parity.json.gz")
+TARGET = Path(__file__).with_name("parity.json.gz")
 EVERY = 6
+LOSSES = Path(__file__).with_name("losses-v7.json")
+HYP = ("box", "cls", "cls_pw", "obj", "obj_pw", "anchor_t", "fl_gamma", "label_smoothing")  # what the losses read
 
 
 def main(folder: Path) -> None:
-    names = sorted(file.name.removesuffix(".json.gz") for file in folder.glob("yolov5*.json.gz"))
+    names = sorted(file.name.removesuffix(".json.gz") for file in folder.glob("yolov[357]*.json.gz"))
     models = {name: extract(folder, name) for name in names}
-    rows = {
-        name: described
-        for name, described in read(folder / "rows.json.gz").items()
-        if name.startswith(("yolov5-", "yolov5s-"))
-        if not name.endswith("u")
-    }
-    content = json.dumps({"models": models, "rows": rows}, separators=(",", ":")).encode()
+    described = {name: rows for name, rows in read(folder / "rows.json.gz").items() if not name.endswith("u")}
+    rows = {name: own for name, own in described.items() if name.startswith(("yolov5-", "yolov5s-"))}
+    digests = {name: rows_digest(own) for name, own in described.items() if name.startswith(("yolov3", "yolov7"))}
+    content = json.dumps({"models": models, "rows": rows, "digests": digests}, separators=(",", ":")).encode()
     TARGET.write_bytes(gzip.compress(content, 9, mtime=0))
     print(f"{TARGET}: {len(models)} models, {len(rows)} more by their rows, {TARGET.stat().st_size} bytes")
+    write_losses(read(folder / "losses-v7.json.gz"))
 
 
 def extract(folder: Path, name: str) -> dict[str, object]:
     described = read(folder / f"{name}.json.gz")
     recorded = np.load(folder / f"{name}.npz")
     outputs = [f"level{i}" for i in range(len(described["stride"]))] + ["decoded"]
-    lines = [f"{key} {tuple(shape)}" for key, shape in described["state"].items()]
+    state = {key: shape for key, shape in described["state"].items() if not key.endswith("anchor_grid")}
+    lines = [f"{key} {tuple(shape)}" for key, shape in state.items()]
     return {
         "parameters": described["parameters"],
         "tensors": len(lines),
@@ -54,6 +60,32 @@ def extract(folder: Path, name: str) -> dict[str, object]:
             for output in outputs
         ],
     }
+
+
+def rows_digest(described: dict[str, object]) -> str:
+    """Of anchors and rows, without the activation that YOLOv7-tiny's name one by one."""
+    rows = [[*row[:3], [arg for arg in row[3] if not str(arg).startswith("nn.")]] for row in _rows(described)]
+    rows = [[*row[:3], row[3][:3] if row[2] == "Conv" else row[3]] for row in rows]  # "None", 1: the defaults
+    content = json.dumps([described["anchors"], rows]).replace('"None"', "null")
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _rows(described: dict[str, object]) -> list[list[object]]:
+    return [*described["backbone"], *described["head"]]
+
+
+def write_losses(cases: list[dict[str, object]]) -> None:
+    """A line a target and a line a case, as losses-v5.json."""
+    rows: dict[str, str] = {}
+    for case in cases:
+        targets = ",\n".join(json.dumps([int(row[0]), int(row[1]), *row[2:]]) for row in case["targets"])
+        case["targets"] = next((name for name, known in rows.items() if known == targets), case["name"])
+        rows.setdefault(case["targets"], targets)
+        case["hyp"] = {key: case["hyp"][key] for key in HYP}
+    shown = ",\n".join(f'"{name}": [\n{targets}\n]' for name, targets in rows.items())
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    LOSSES.write_text(f'{{"targets": {{\n{shown}\n}},\n"cases": [\n{lines}\n]}}\n')
+    print(f"{LOSSES}: {len(cases)} cases, {LOSSES.stat().st_size} bytes")
 
 
 def read(file: Path) -> dict[str, object]:

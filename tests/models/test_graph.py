@@ -73,9 +73,47 @@ def test_p6_sizes_have_four_levels():
     assert len(spec.anchors) == 4 and spec.head[-1][0] == (23, 26, 29, 32)
 
 
-def test_every_published_size_and_the_pico_are_known():
-    sizes = {f"yolov5{scale}{level}" for scale in "nsmlx" for level in ("", "6")}
-    assert set(family_scales()) == sizes | {"yolov5p"}
+def test_every_published_model_and_ours_are_known():
+    names = {f"yolov5{scale}{level}" for scale in "nsmlx" for level in ("", "6")}
+    names |= {"yolov3", "yolov3-spp", "yolov3-tiny", "yolov7", "yolov7x"}
+    names |= {f"yolov7-{kind}" for kind in ("tiny", "tiny-silu", "w6", "e6", "d6", "e6e")}
+    assert set(family_scales()) == names | {"yolov5p", "yolov3-slim"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "head"),
+    [
+        ("cfg/training/yolov7.yaml", "yolov7", "IDetect"),
+        ("cfg/training/yolov7-w6.yaml", "yolov7-w6", "IAuxDetect"),
+        ("cfg/deploy/yolov7-w6.yaml", "yolov7-w6-deploy", "Detect"),
+        ("cfg/deploy/yolov7-tiny-silu.yaml", "yolov7-tiny-silu-deploy", "Detect"),
+        ("yolov7x-deploy", "yolov7x-deploy", "Detect"),
+        ("models/yolov3-tiny.yaml", "yolov3-tiny", "Detect"),
+    ],
+)
+def test_former_paths_of_yolov7_and_v3_are_ours(path, name, head):
+    spec = read_spec(path)
+    assert (spec.name, spec.head[-1][2]) == (name, head)
+
+
+def test_the_form_for_inference_is_without_auxiliary_layers():
+    training, inference = read_spec("yolov7-w6"), read_spec("yolov7-w6-deploy")
+    assert len(training.head) - len(inference.head) == 4
+    assert inference.head[-1][0] == training.head[-1][0][:4] == (114, 115, 116, 117)
+
+
+def test_keypoints_are_refused_by_name(write):
+    head = [*SINGLE["head"][:-1], [SINGLE["head"][-1][0], 1, "IKeypoint", ["nc", "anchors"]]]
+    with pytest.raises(UserError, match="IKeypoint is not supported: it finds keypoints"):
+        Model(read_spec(write(head=head)), 5)
+
+
+def test_channels_of_the_slim_model_are_taken_as_written():
+    model = Model(read_spec("yolov3-slim"), 80)
+    assert [model.feature_info[layer].channels for layer in (0, 1, 5, 9, 16, 23)] == [26, 44, 84, 148, 270, 412]
+    assert [model.feature_info[layer].stride for layer in model.head_inputs] == [8, 16, 32]
+    levels = model.eval()(torch.rand(1, 3, 192, 512)).levels
+    assert [level.shape[2:4] for level in levels] == [(24, 64), (12, 32), (6, 16)]
 
 
 def test_a_file_of_the_user_wins_over_the_name(write, tmp_path, monkeypatch):
@@ -88,7 +126,7 @@ def test_a_file_of_the_user_wins_over_the_name(write, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["yolov5t", "my/own/yolov5s.yaml", "nowhere.yaml"])
 def test_unknown_models_are_told(name):
-    with pytest.raises(UserError, match=r"no model file .*known: yolov5l, yolov5l6"):
+    with pytest.raises(UserError, match=r"no model file .*known: yolov3, yolov3-slim"):
         read_spec(name)
     with pytest.raises(UserError, match="did you mean 'yolov5s'"):
         read_spec("yolo5s")

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from models.heads.anchor import Detect
+from models.heads.bins import BINS, IBin
+from models.heads.implicit import IAuxDetect, IDetect
 
 ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]]
 
@@ -147,3 +149,73 @@ def test_biases_begin_near_the_usual_share_of_objects():
         torch.testing.assert_close(biases[:, 4], torch.full((3,), math.log(8 / (640 / stride) ** 2)), **near)
         torch.testing.assert_close(biases[:, 5:], torch.full((3, 20), math.log(0.6 / 19.00001)), **near)
         assert biases[:, :4].abs().max() < 512**-0.5
+
+
+# -- YOLOv7 ------------------------------------------------------------------------------------------------------------
+
+
+def test_implicit_knowledge_adds_before_and_multiplies_behind_the_convolution():
+    head = IDetect(2, ANCHORS, [4, 6], [8, 16]).eval()
+    x = torch.randn(2, 4, 3, 5)
+    convolution, added, factor = head.m[0], head.ia[0].implicit, head.im[0].implicit
+    slow = torch.zeros(2, 21, 3, 5)
+    for out in range(21):
+        for channel in range(4):
+            slow[:, out] += convolution.weight[out, channel, 0, 0] * (x[:, channel] + added[0, channel, 0, 0])
+        slow[:, out] = (slow[:, out] + convolution.bias[out]) * factor[0, out, 0, 0]
+    expected = slow.view(2, 3, 7, 3, 5).permute(0, 1, 3, 4, 2)
+    torch.testing.assert_close(head.level(0, x), expected, rtol=1e-4, atol=1e-5)
+    head.fuse()
+    head.fuse()
+    torch.testing.assert_close(head.level(0, x), expected, rtol=1e-4, atol=1e-5)
+    assert set(head.state_dict()) == set(Detect(2, ANCHORS, [4, 6], [8, 16]).state_dict())
+
+
+def test_implicit_knowledge_keeps_the_format_of_half_precision_maps():
+    head = IDetect(2, ANCHORS, [4, 6], [8, 16])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head.level(0, torch.randn(1, 4, 3, 5).bfloat16()).dtype == torch.bfloat16
+
+
+def test_lead_and_auxiliary_levels_begin_with_the_same_share_of_objects():
+    head = IAuxDetect(2, ANCHORS, [4, 6], [8, 16], [3, 5])
+    for convolutions in (head.m, head.m2):
+        for convolution, stride in zip(convolutions, (8, 16), strict=True):
+            objectness = convolution.bias.view(3, 7)[:, 4]
+            assert objectness.mean().item() == pytest.approx(math.log(8 / (640 / stride) ** 2), abs=0.6)
+
+
+def side_slowly(numbers):
+    """In anchors: the middle of the best of 21 bins between 0 and 4, moved by up to one bin either way."""
+    correction, *scores = numbers
+    best = max(range(BINS), key=lambda k: scores[k])
+    side = (best + 0.5) * 4 / BINS + (2 / (1 + math.exp(-correction)) - 1) * 4 / BINS
+    return min(max(side, 0), 4)
+
+
+def test_bins_say_widths_and_heights():
+    head = IBin(2, ANCHORS, [4, 6], [8, 16]).eval()
+    numbers = torch.randn(1, 3, 3, 5, 2 + 2 * (1 + BINS) + 3)
+    head.m[0] = Fixed(numbers.permute(0, 1, 4, 2, 3).flatten(1, 2))
+    del head.ia, head.im
+    level = head.level(0, torch.zeros(1, 4, 3, 5))
+    boxes = head.decode_boxes(0, level)
+    for anchor in range(3):
+        for row in range(3):
+            for column in range(5):
+                own = numbers[0, anchor, row, column].tolist()
+                width, height = side_slowly(own[2 : 3 + BINS]), side_slowly(own[3 + BINS : 4 + 2 * BINS])
+                expected = [width * ANCHORS[0][2 * anchor], height * ANCHORS[0][2 * anchor + 1]]
+                assert boxes[0, anchor, row, column, 2:].tolist() == pytest.approx(expected, rel=0.01, abs=0.02)
+    assert torch.equal(level[..., 4:], numbers[..., -3:])
+
+
+class Fixed(torch.nn.Module):
+    """Puts out the same whatever comes in."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.value

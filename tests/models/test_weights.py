@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import types
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
-from models.spec import read_spec
+from models.spec import ModelSpec, deployed, read_spec
 from models.transfer import transfer
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
@@ -144,8 +146,8 @@ def test_families_that_we_do_not_have_are_named(published, shared):
     rows = {"backbone": [[-1, 1, "Conv", [8]]], "head": [[[0], 1, "Detect", ["nc"]]], "yaml_file": "yolov8n.yaml"}
     with pytest.raises(UserError, match="family yolov8n, which is not supported yet: its head has no anchors"):
         load_model(published(yaml=rows))
-    rows = {"anchors": 3, "backbone": [[-1, 1, "RepConv", [8]]], "head": [[[0], 1, "IDetect", ["nc"]]]}
-    with pytest.raises(UserError, match=r"models.published.Model, which is not .*IDetect, RepConv are unknown"):
+    rows = {"anchors": 3, "backbone": [[-1, 1, "C2f", [8]]], "head": [[[0], 1, "Segment", ["nc"]]]}
+    with pytest.raises(UserError, match=r"models.published.Model, which is not .*C2f, Segment are unknown"):
         load_model(published(yaml=rows))
     with pytest.raises(UserError, match=r"holds a models\.published\.Model, not a detector"):
         load_model(published(yaml=None))
@@ -277,3 +279,96 @@ def test_from_scratch():
     assert load_model("", cfg="yolov5p")[0].num_classes == 80
     with pytest.raises(UserError, match="neither weights nor a model file"):
         load_model("")
+
+
+# -- the forms of YOLOv7 -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def learned(auxiliary):
+    """The model with auxiliary levels, no tensor of which is as it began."""
+    for parameter in auxiliary.parameters():
+        nn.init.normal_(parameter, 0.5, 0.3)
+    for module in auxiliary.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return auxiliary
+
+
+def test_weights_in_training_form_fit_the_form_for_inference(learned, image):
+    inference = Model(deployed(learned.spec), 3)
+    report = transfer(inference, learned.state_dict())
+    assert report.taken == report.total
+    same_outputs(inference, learned, image, 1e-4)
+
+
+def test_weights_in_the_form_for_inference_fit_the_training_form(learned, image):
+    inference = Model(deployed(learned.spec), 3)
+    transfer(inference, learned.state_dict())
+    again = Model(learned.spec, 3)
+    report = transfer(again, inference.state_dict())
+    missing = {key.split(".")[1] for key, _ in report.skipped}
+    assert missing == {"6", "7", "8"} and all(".m2." in key for key, _ in report.skipped if key.startswith("model.8."))
+    same_outputs(again, learned, image, 1e-4)
+
+
+def test_folded_weights_fit_the_training_form(learned, image):
+    folded = copy.deepcopy(learned).fuse()
+    again = Model(learned.spec, 3)
+    transfer(again, folded.state_dict())
+    same_outputs(again, learned, image, 1e-4)
+
+
+def test_other_classes_leave_the_heads_and_say_why(learned):
+    other = Model(learned.spec, 5)
+    report = transfer(other, learned.state_dict())
+    assert {key.split(".")[2] for key, _ in report.skipped} == {"m", "m2", "im"}
+    assert report.line().endswith("because nc 3 != 5")
+
+
+def test_a_pickled_yolov7_is_read_with_numpy_numbers_and_anchors_in_pixels(learned, tmp_path, monkeypatch, image):
+    code = types.ModuleType("models.yolo7")
+    code.Model = type("Model", (nn.Module,), {"__module__": "models.yolo7", "__qualname__": "Model"})
+    module = code.Model()
+    module.model, module.yaml, module.names = learned.model, {**learned.spec.to_dict(), "nc": 3}, list(learned.names)
+    learned.head.register_buffer("anchor_grid", learned.head.anchors_px.view(2, 1, 2, 1, 1, 2))
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "models.yolo7", code)
+        torch.save({"model": module, "best_fitness": numpy.float64(0.5), "epoch": -1}, tmp_path / "yolov7.pt")
+    model, report = load_model(str(tmp_path / "yolov7.pt"))
+    assert report.taken == report.total and model.spec.head[-1][2] == "IAuxDetect"
+    same_outputs(model, learned, image)
+
+
+def test_a_traced_model_is_read_for_the_model_in_it(small, tmp_path, monkeypatch, image):
+    code = types.ModuleType("utils.torch_utils")
+    inner = types.ModuleType("models.inner")
+    code.TracedModel = type(
+        "TracedModel", (nn.Module,), {"__module__": "utils.torch_utils", "__qualname__": "TracedModel"}
+    )
+    inner.Model = type("Model", (nn.Module,), {"__module__": "models.inner", "__qualname__": "Model"})
+    traced, module = code.TracedModel(), inner.Model()
+    module.model, module.yaml, module.names = small.model, {**small.spec.to_dict(), "nc": 3}, list(small.names)
+    traced.model = module
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "utils.torch_utils", code)
+        context.setitem(sys.modules, "models.inner", inner)
+        torch.save({"model": traced}, tmp_path / "traced.pt")
+    same_outputs(load_model(str(tmp_path / "traced.pt"))[0], small, image)
+
+
+def test_a_head_of_bins_knows_its_classes(tmp_path):
+    rows = read_spec("yolov5p").to_dict()
+    rows["head"][-1][2] = "IBin"
+    model = Model(ModelSpec.from_dict(rows, "bins", "bins"), 3, ("cat", "dog", "cow"))
+    content = {"format": "yolo-distill", "version": 1, "description": model.spec.to_dict(), "names": list(model.names)}
+    torch.save({**content, "named": True, "model": model.state_dict()}, tmp_path / "bins.pt")
+    again, report = load_model(str(tmp_path / "bins.pt"))
+    assert again.num_classes == 3 and report.taken == report.total
+
+
+@pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7-tiny-deploy", "yolov3-tiny"])
+def test_bare_state_dicts_of_other_families_are_recognised(name, tmp_path):
+    torch.save(Model(read_spec(name), 80).state_dict(), tmp_path / "weights.pt")
+    assert load_model(str(tmp_path / "weights.pt"))[0].spec.name == name

@@ -168,3 +168,76 @@ def test_a_single_level_model_works():
     assert model.stride == 8  # Conv stacked twice
     assert model(torch.rand(1, 3, 64, 64)).levels[0].shape == (1, 2, 8, 8, 6)
     assert model.predict(torch.rand(1, 3, 64, 64), augment=True).shape[2] == 6
+
+
+# -- auxiliary levels --------------------------------------------------------------------------------------------------
+
+
+def layers_run(model, image, **options):
+    ran = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(model.model)
+    ]
+    output = model(image, **options)
+    for hook in hooks:
+        hook.remove()
+    return ran, output
+
+
+def test_auxiliary_levels_are_put_out_in_training_alone(auxiliary, image):
+    prediction = auxiliary.train()(image)
+    assert [level.shape for level in prediction.aux] == [level.shape for level in prediction.levels]
+    assert len(prediction.levels) == 2
+    assert auxiliary.eval()(image).aux == ()
+    assert auxiliary.head_inputs == (4, 5) and auxiliary.auxiliary_layers == {6, 7}
+
+
+def test_layers_of_auxiliary_levels_are_not_run_in_evaluation_unless_wanted(auxiliary, image):
+    ran, alone = layers_run(auxiliary, image)
+    assert ran == [0, 1, 2, 3, 4, 5, 8]
+    ran, (prediction, (feature,)) = layers_run(auxiliary, image, extra_features=[7])
+    assert ran == list(range(9)) and feature.shape[1] == 14
+    assert all(torch.equal(a, b) for a, b in zip(alone.levels, prediction.levels, strict=True))
+
+
+def test_every_parameter_learns_with_auxiliary_levels(auxiliary, image):
+    prediction = auxiliary.train()(image)
+    sum(level.square().mean() for level in (*prediction.levels, *prediction.aux)).backward()
+    assert all(parameter.grad is not None for parameter in auxiliary.parameters())
+
+
+def test_the_fused_form_has_neither_branches_nor_implicit_nor_auxiliary_parts(auxiliary, image):
+    with torch.no_grad():
+        before = auxiliary(image).levels
+        after = auxiliary.fuse()(image).levels
+        in_training = auxiliary.train()(image)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert in_training.aux == ()
+    left = {key.split(".")[1] for key in auxiliary.state_dict()}
+    assert left == {"1", "2", "3", "4", "5", "8"}
+    assert not any(part in key for key in auxiliary.state_dict() for part in ("m2", "implicit", "bn", "rbr_1x1"))
+
+
+def test_a_traced_model_puts_out_the_maps_that_its_head_reads(auxiliary, image):
+    _, expected = auxiliary(image, extra_features=[4, 5])
+    auxiliary.traced = True
+    maps = auxiliary(image)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    assert torch.equal(auxiliary.head(maps).levels[1], auxiliary.head(expected).levels[1])
+
+
+@pytest.mark.parametrize("head", ["IDetect", "IBin"])
+def test_other_heads_of_yolov7_learn_and_are_fused(head, image):
+    rows = read_spec("yolov5p").to_dict()
+    rows["head"][-1][2] = head
+    model = Model(ModelSpec.from_dict(rows, head, head), 3)
+    prediction = model.train()(image)
+    assert [tuple(level.shape) for level in prediction.levels] == [(2, 3, 8, 12, 8), (2, 3, 4, 6, 8), (2, 3, 2, 3, 8)]
+    sum(level.square().mean() for level in prediction.levels).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        before = model.eval()(image).levels
+        for one, other in zip(before, model.fuse()(image).levels, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
