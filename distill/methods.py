@@ -15,7 +15,7 @@ from distill.features import FEATURES, FeatureLoss
 from distill.levels import report_unmatched
 from distill.options import not_negative, positive, share, whole
 from distill.outputs import OUTPUTS, OutputLoss
-from distill.outputs.base import head_strides
+from distill.outputs.base import Sides, head_strides
 from distill.pairs import FeaturePair, FlowPair
 from distill.weighing import Weighing
 from utils.errors import UserError, nearest
@@ -93,14 +93,14 @@ def output_losses(
         shared: options that a loss which knows them takes, unless it is given its own.
     """
     losses, weighings = {}, {}
-    heads = student.head, teacher.head
+    sides = Sides(student.head, teacher.head, classes, gains)
     for name, options in methods.items():
         taken = inspect.signature(find("output loss", name, OUTPUTS)).parameters
         own = {key: value for key, value in shared.items() if key in taken} | _own(options, COMMON)
-        losses[name] = build("output loss", name, OUTPUTS, *heads, classes, gains, options=own, common=COMMON)
+        losses[name] = build("output loss", name, OUTPUTS, sides, options=own, common=COMMON)
         weight = options.get("weight", losses[name].default_weight)
         weighings[f"kd_{name}"] = weighing(f"output loss '{name}'", options, weight)
-    report_unmatched("outputs", *(head_strides(head) for head in heads))
+    report_unmatched("outputs", *(head_strides(head) for head in sides[:2]))
     return losses, weighings
 
 

@@ -10,9 +10,9 @@ An output loss is an `outputs.base.OutputLoss`:
   in the teacher's order, its classes are the teacher's.
 - Images without ground truth (`batch.labelled`) are taught like all others; what looks at targets tells them apart.
 - `needs` says what both heads must have: `"objectness"`. A pair of heads that lacks it is told so.
-- It is built with `(student_head, teacher_head, class_map, gains, **options)`; options are the arguments with a
-  default, and what a user writes under the method's name in a hyp file (`weight` is not among them: the task weighs,
-  by `default_weight` where a recipe says nothing).
+- It is built with `(Sides, **options)`; options are the arguments with a default, and what a user writes under the
+  method's name in a hyp file (`weight` is not among them: the task weighs, by `default_weight` where a recipe says
+  nothing).
   It must not keep a head as an attribute, but in a tuple: a head is a module, and would be saved and trained with the
   loss.
 - Where student and teacher predict the same it is 0 and does not pull; cross-entropies are the teacher's entropy there.

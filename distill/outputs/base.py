@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -12,6 +12,15 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from distill.classes import ClassMap
     from losses.anchor import Gains
+
+
+class Sides(NamedTuple):
+    """What an output loss stands between, and what the detection loss weighs its terms by."""
+
+    student: nn.Module  # head
+    teacher: nn.Module  # head
+    classes: ClassMap
+    gains: Gains
 
 
 class OutputLoss(nn.Module):
@@ -28,13 +37,14 @@ class OutputLoss(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()  # of "objectness"
     default_weight: ClassVar[float] = 1.0  # where a recipe gives none
 
-    def __init__(self, student_head: nn.Module, teacher_head: nn.Module, class_map: ClassMap, gains: Gains) -> None:
+    def __init__(self, sides: Sides) -> None:
         super().__init__()
-        self.class_map = class_map
-        self.gains = gains
-        self.level_pairs = by_stride(head_strides(student_head), head_strides(teacher_head))  # (student, teacher) level
+        self.class_map = sides.classes
+        self.gains = sides.gains
+        # (student, teacher) level
+        self.level_pairs = by_stride(head_strides(sides.student), head_strides(sides.teacher))
         if "objectness" in self.needs:
-            self._require_objectness(student_head, teacher_head)
+            self._require_objectness(sides)
 
     @property
     def where(self) -> str:
@@ -43,8 +53,8 @@ class OutputLoss(nn.Module):
 
         return next((f"output loss '{name}'" for name, made in OUTPUTS.items() if made is type(self)), "output loss")
 
-    def _require_objectness(self, student_head: nn.Module, teacher_head: nn.Module) -> None:
-        for who, head in (("student", student_head), ("teacher", teacher_head)):
+    def _require_objectness(self, sides: Sides) -> None:
+        for who, head in (("student", sides.student), ("teacher", sides.teacher)):
             if not hasattr(head, "anchors"):  # of our heads, those with anchors are those with objectness
                 raise UserError(
                     f"{self.where} needs objectness, which the {who}'s head ({type(head).__name__}) does not "

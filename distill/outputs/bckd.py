@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import not_negative
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import BACKGROUND, CellsLoss
 from distill.outputs.terms import box_mismatch, iou_kind, joint_logit
 from utils.errors import UserError
 from utils.types import Batch, Prediction
-
-if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import Gains
 
 
 class BridgingProtocol(CellsLoss):
@@ -51,16 +46,13 @@ class BridgingProtocol(CellsLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         beta: float = 1.0,
         classes: float = 1.0,
         box: float = 4.0,
         iou: str = "giou",
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains)
+        super().__init__(sides)
         where = "output loss 'bckd'"
         self.beta = not_negative(f"{where}: beta", beta)
         self.iou = iou_kind(f"{where}: iou", iou)
@@ -68,6 +60,7 @@ class BridgingProtocol(CellsLoss):
         box = not_negative(f"{where}: box", box)
         if not classes and not box:
             raise UserError(f"{where}: classes and box are both 0, which leaves nothing to compare")
+        gains = self.gains
         self.gains = gains._replace(box=gains.box * box, cls=gains.cls * classes)
 
     def forward(self, student: Prediction, taught: Prediction, batch: Batch) -> Tensor:

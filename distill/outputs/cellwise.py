@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import flag
-from distill.outputs.base import OutputLoss
+from distill.outputs.base import OutputLoss, Sides
 from utils.types import Batch, Prediction
 
 if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import AnchorHead, Gains
+    from losses.anchor import AnchorHead
 
 # of the teacher's objectness: below it a cell teaches neither box nor class. Such cells are nearly all, and would weigh
 # next to nothing; without them the cost hardly depends on the number of classes.
@@ -37,10 +36,11 @@ class CellsLoss(OutputLoss):
     student_classes: Tensor  # (K,) classes that both have, as the student counts
     teacher_classes: Tensor  # (K,) the same, as the teacher counts
 
-    def __init__(self, student_head: nn.Module, teacher_head: nn.Module, class_map: ClassMap, gains: Gains) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains)
+    def __init__(self, sides: Sides) -> None:
+        super().__init__(sides)
         # nn.Module does not look into tuples: the head stays the model's alone
-        self._student_head: tuple[AnchorHead] = (student_head,)  # type: ignore[assignment]
+        self._student_head: tuple[AnchorHead] = (sides.student,)  # type: ignore[assignment]
+        class_map = sides.classes
         known = torch.zeros(class_map.num_teacher, dtype=torch.bool)
         known[list(class_map.teacher)] = True
         self.register_buffer("known", known, persistent=False)
@@ -120,13 +120,10 @@ class CellwiseLoss(CellsLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         nms: bool = False,
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains)
+        super().__init__(sides)
         self.nms = flag(f"{self.where}: nms", nms)
 
     def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:

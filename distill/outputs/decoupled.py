@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import not_negative, share
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import CellwiseLoss
 from distill.outputs.terms import box_mismatch, cross_entropy, iou_kind, softmax_divergence
 from distill.temperature import Temperature
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import Gains
 
 SMALLEST = 1e-8  # a power below 1 has no finite slope at 0, where both agree
 
@@ -45,10 +42,7 @@ class DecoupledHead(CellwiseLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         classes: float = 1.0,
         box: float = 0.5,
         objectness: float = 0.3,
@@ -58,7 +52,7 @@ class DecoupledHead(CellwiseLoss):
         alpha: float = 0.25,
         nms: bool = False,
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains, nms)
+        super().__init__(sides, nms)
         where = "output loss 'decoupled'"
         self.temperature = Temperature(where, temperature)
         self.iou = iou_kind(f"{where}: iou", iou)
@@ -69,6 +63,7 @@ class DecoupledHead(CellwiseLoss):
         objectness = not_negative(f"{where}: objectness", objectness)
         if not classes and not box and not objectness:
             raise UserError(f"{where}: classes, box and objectness are all 0, which leaves nothing to compare")
+        gains = self.gains
         self.gains = gains._replace(box=gains.box * box, obj=gains.obj * objectness, cls=gains.cls * classes)
 
     def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:

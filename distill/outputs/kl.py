@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import not_negative
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import CellwiseLoss
 from distill.temperature import Temperature
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import Gains
 
 
 class BernoulliDivergence(CellwiseLoss):
@@ -41,21 +38,19 @@ class BernoulliDivergence(CellwiseLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         temperature: Any = 1.0,
         objectness: float = 1.0,
         classes: float = 1.0,
         nms: bool = False,
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains, nms)
+        super().__init__(sides, nms)
         self.temperature = Temperature("output loss 'kl'", temperature)
         objectness = not_negative("output loss 'kl': objectness", objectness)
         classes = not_negative("output loss 'kl': classes", classes)
         if not objectness and not classes:
             raise UserError("output loss 'kl': objectness and classes are both 0, which leaves nothing to compare")
+        gains = self.gains
         self.gains = gains._replace(obj=gains.obj * objectness, cls=gains.cls * classes)
 
     def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import flag
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import CellwiseLoss
-
-if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import Gains
 
 
 class ObjectnessScaled(CellwiseLoss):
@@ -37,14 +32,11 @@ class ObjectnessScaled(CellwiseLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         nms: bool = False,
         scale_objectness: bool = False,
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains, nms)
+        super().__init__(sides, nms)
         self.scale_objectness = flag("output loss 'objectness_scaled': scale_objectness", scale_objectness)
 
     def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:

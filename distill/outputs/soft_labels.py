@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import positive, share
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import BACKGROUND, CellsLoss
 from losses.anchor import Matcher, Matches, decode, overlap_map
 from losses.terms import bbox_iou
 from utils.types import Batch, Prediction
-
-if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import Gains
 
 
 class SoftLabels(CellsLoss):
@@ -48,14 +43,11 @@ class SoftLabels(CellsLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         alpha: float = 0.5,
         anchor_t: float = 4.0,
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains)
+        super().__init__(sides)
         self.alpha = share("output loss 'soft_labels': alpha", alpha)
         self.match = Matcher(positive("output loss 'soft_labels': anchor_t", anchor_t))
 

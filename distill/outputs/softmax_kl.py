@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.options import choice, share
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import BACKGROUND, CellsLoss
 from distill.outputs.terms import softmax_divergence
 from distill.temperature import Temperature
 from utils.errors import UserError
 from utils.types import Batch, Prediction
-
-if TYPE_CHECKING:
-    from distill.classes import ClassMap
-    from losses.anchor import Gains
 
 
 class SoftmaxDivergence(CellsLoss):
@@ -45,20 +42,17 @@ class SoftmaxDivergence(CellsLoss):
 
     def __init__(
         self,
-        student_head: nn.Module,
-        teacher_head: nn.Module,
-        class_map: ClassMap,
-        gains: Gains,
+        sides: Sides,
         channels: str = "all",
         threshold: float = 0.0,
         temperature: Any = 3.0,
     ) -> None:
-        super().__init__(student_head, teacher_head, class_map, gains)
+        super().__init__(sides)
         where = "output loss 'softmax_kl'"
         self.compared = choice(f"{where}: channels", channels, ("all", "classes"))
         self.threshold = share(f"{where}: threshold", threshold)
         self.temperature = Temperature(where, temperature)
-        if self.compared == "classes" and len(set(class_map.student)) == 1:
+        if self.compared == "classes" and len(set(sides.classes.student)) == 1:
             raise UserError(
                 f"{where}: channels: classes compares how classes share a cell, but student and teacher have only one "
                 "in common; use channels: all, or the output loss 'kl'"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.classes import match_classes
 from distill.outputs import OUTPUTS, OutputLoss
+from distill.outputs.base import Sides
 from utils.registry import build
 from utils.types import Batch, FeatureInfo, Prediction
 
@@ -116,7 +117,7 @@ def loss_of(detector, gains) -> Callable[..., OutputLoss]:
     def make(name, own=names, other=names, strides=((8, 16, 32), (8, 16, 32)), **options):
         heads = [detector(num_classes=len(c), strides=s).head for c, s in zip((own, other), strides, strict=True)]
         classes = match_classes(own, other, len(own), len(other))
-        return build("output loss", name, OUTPUTS, *heads, classes, gains, options=options)
+        return build("output loss", name, OUTPUTS, Sides(*heads, classes, gains), options=options)
 
     return make
 

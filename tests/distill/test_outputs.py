@@ -10,6 +10,7 @@ import torch
 
 from distill.classes import match_classes
 from distill.outputs import OUTPUTS
+from distill.outputs.base import Sides
 from distill.outputs.cellwise import CellwiseLoss, strongest_of_class
 from utils.errors import UserError
 from utils.types import Prediction
@@ -175,7 +176,7 @@ def test_a_head_without_objectness_is_told_so(name, detector, gains):
     with pytest.raises(
         UserError, match=rf"^output loss '{name}' needs objectness, which the teacher's head \(TinyHead\) does not have"
     ):
-        OUTPUTS[name](detector().head, other, match_classes(NAMES, NAMES, 3, 3), gains)
+        OUTPUTS[name](Sides(detector().head, other, match_classes(NAMES, NAMES, 3, 3), gains))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -185,14 +186,15 @@ def test_anchors_of_the_teacher_do_not_matter(name, detector, gains, draw_predic
     classes = match_classes(NAMES, NAMES, 3, 3)
     heads = detector().head, detector().head, detector(anchors=few).head
     student, taught, batch = draw_prediction(), draw_prediction(), draw_batch()
-    same, different = (OUTPUTS[name](heads[0], other, classes, gains)(student, taught, batch) for other in heads[1:])
+    sides = [Sides(heads[0], other, classes, gains) for other in heads[1:]]
+    same, different = (OUTPUTS[name](one)(student, taught, batch) for one in sides)
     assert torch.equal(same, different)
 
 
 @pytest.mark.parametrize("name", ["bckd", "decoupled", "soft_labels"])
 def test_anchors_fitted_after_the_loss_was_built_count(name, detector, gains, draw_prediction, draw_batch):
     head = detector().head
-    loss = OUTPUTS[name](head, detector().head, match_classes(NAMES, NAMES, 3, 3), gains)
+    loss = OUTPUTS[name](Sides(head, detector().head, match_classes(NAMES, NAMES, 3, 3), gains))
     student, taught, batch = draw_prediction(), draw_prediction(), draw_batch()
     before = loss(student, taught, batch)
     head.anchors *= torch.tensor([1.5, 0.5])
