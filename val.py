@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from distill.compare import Contender
     from engine.evaluator import Detections, Evaluator, Report
     from models.yolo import Model
+    from utils.hyp import Hyp
 
 FEW_CLASSES = 30  # up to which a table lists every class unasked
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # --task speed: what a deployed model runs with
@@ -40,6 +41,7 @@ class Candidate(NamedTuple):
     role: str
     weights: Path
     model: Model
+    hyp: Hyp | None  # with which it was trained, where the file says so
 
 
 @exits_cleanly
@@ -62,7 +64,8 @@ def validate(options: ValOptions) -> list[Contender]:
     candidates = load(options, device)
     if not options.single_cls:  # then whatever is found counts
         refuse_strangers(candidates, data)
-    evaluator = build_evaluator(options, data, device, stride=max(one.model.stride for one in candidates))
+    stride = max(one.model.stride for one in candidates)
+    evaluator = build_evaluator(options, data, device, stride, shown_alike(candidates))
     folder = run_folder(options.project, options.name, options.exist_ok)
     print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
 
@@ -99,7 +102,8 @@ def roles(options: ValOptions) -> list[tuple[str, str, str]]:
 
 def load(options: ValOptions, device: torch.device) -> list[Candidate]:
     """The models, on the device. Weights that do not fill their model are said so."""
-    from models.weights import load_model, resolve_weights
+    from models.weights import load_model, read_checkpoint, resolve_weights
+    from utils.hyp import hyp_from_dict
 
     candidates = []
     for role, weights, cfg in roles(options):
@@ -107,23 +111,42 @@ def load(options: ValOptions, device: torch.device) -> list[Candidate]:
         model, transfer = load_model(str(path), cfg or None)
         if transfer is not None and transfer.skipped:
             logging.warning("%s: %s", path, transfer.line())
-        candidates.append(Candidate(role, path, model.to(device)))
+        trained = read_checkpoint(path).meta.get("hyp")
+        hyp = None if trained is None else hyp_from_dict(trained, str(path), quiet=True)
+        candidates.append(Candidate(role, path, model.to(device), hyp))
     return candidates
+
+
+def shown_alike(candidates: Sequence[Candidate]) -> Hyp | None:
+    """The recipe of the first, which says what is shown of an image; warns where another was trained otherwise."""
+    from data.view import View
+    from utils.hyp import Hyp
+
+    first = candidates[0].hyp
+    for other in candidates[1:]:
+        if View.of(other.hyp or Hyp()) != View.of(first or Hyp()):
+            logging.warning(
+                "%s was trained with another fixed_crop or letterbox; all see images as %s did",
+                *(other.weights, candidates[0].weights),
+            )
+    return first
 
 
 def refuse_strangers(candidates: Sequence[Candidate], data: DataSpec) -> None:
     """Raises UserError for weights that know none of the data's classes, before anything is scored or written."""
     from engine import classes
 
-    for _, weights, model in candidates:
+    for _, weights, model, _ in candidates:
         try:
             classes.refuse_strangers(model.names, model.named, data.names)
         except UserError as error:
             raise UserError(f"{weights}: {error}") from error
 
 
-def build_evaluator(options: ValOptions, data: DataSpec, device: torch.device, stride: int) -> Evaluator:
-    """One evaluator for all models: the same images, the same batches."""
+def build_evaluator(
+    options: ValOptions, data: DataSpec, device: torch.device, stride: int, hyp: Hyp | None = None
+) -> Evaluator:
+    """One evaluator for all models: the same images, shown as `hyp` says, the same batches."""
     from data.loader import eval_loader
     from engine.evaluator import Evaluator
     from engine.run import rounded_size
@@ -138,6 +161,7 @@ def build_evaluator(options: ValOptions, data: DataSpec, device: torch.device, s
         rect=options.rect and not speed,
         workers=options.workers,
         single_class=options.single_cls,
+        hyp=hyp,
     )
     return Evaluator(
         loader,

@@ -43,7 +43,7 @@ from distill.task import DistillationTask
 from distill.teacher import Teacher, watch
 from engine.precision import autocast, choose_device, choose_precision, teacher_precision
 from engine.task import DetectionTask
-from losses.anchor import AnchorLoss
+from losses.build import build_criterion
 from models.weights import load_model
 from utils.errors import exits_cleanly
 from utils.hyp import Hyp, read_hyp
@@ -91,7 +91,7 @@ class Bench:
         for model in (self.student, self.teacher):
             model.to(self.device).to(memory_format=torch.channels_last)
         self.student.head.set_anchors_px(self.teacher.head.anchors_px)
-        self.criterion = AnchorLoss(self.student.head, self.hyp, size).to(self.device)
+        self.criterion = build_criterion(self.student.head, self.hyp, size).to(self.device)
         loader = train_loader(data, self.hyp, image_size=size, batch_size=options.batch_size, stride=32, seed=0)
         self.batch: Batch = next(iter(loader)).to(self.device, torch.channels_last)
 

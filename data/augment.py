@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
-from data.geometry import GREY
+from data.geometry import GREY, Region, areas, intersections, stretch_picture
 from data.picture import Image, Picture, Polygons, Size, joined
+
+HIDDEN = 0.3  # an object is pasted only where it and those that are there cover less than this share of each other
+PASTED = 12  # objects at most that `paste_in` adds to a picture
+TRIES = 20  # places that are looked at for each of them
+PLACE = (1 / 16, 1 / 2)  # share of the picture that they take of its width or height
+ENLARGED = 2.0  # more than this, and what is pasted is a blur
+LEAST = 8  # pixels of their shorter side
 
 
 def mosaic(pictures: Sequence[Picture], size: Size, rng: Generator) -> Picture:
@@ -62,7 +70,7 @@ def copy_paste(picture: Picture, probability: float, rng: Generator) -> Picture:
     boxes, pasted = picture.boxes, []
     for index in chosen:
         box = mirrored.boxes[index]
-        if (_covered(boxes, box) < 0.3).all():
+        if (_covered(boxes, box) < HIDDEN).all():
             pasted.append(index)
             boxes = np.concatenate((boxes, box[None]))
             cv2.fillPoly(mask, [np.round(outlines[index]).astype(np.int32)], 1)
@@ -72,11 +80,67 @@ def copy_paste(picture: Picture, probability: float, rng: Generator) -> Picture:
     return joined(image, (picture, mirrored.take(np.array(pasted))))
 
 
+def paste_in(picture: Picture, sources: Sequence[Picture], rng: Generator) -> Picture:
+    """Objects of other pictures, resized, at random places where they and what is there hide little of each other.
+
+    What is pasted is the inside of an object's outline or, without outlines, of its box. The idea is that of copy-paste
+    (Ghiasi et al., CVPR 2021, arXiv:2012.07177), as YOLOv7's recipes have it (Wang et al., 2022, arXiv:2207.02696).
+    """
+    objects = [(source, index) for source in sources for index in range(len(source.boxes))]
+    image, boxes, pasted = picture.image.copy(), picture.boxes, []
+    for number in rng.permutation(len(objects))[:PASTED].tolist():
+        source, index = objects[number]
+        cut = _cut_out(source, index)
+        place = _free_place(cut.size, picture.size, boxes, rng)
+        if place is not None:
+            moved = stretch_picture(cut, (place[3] - place[1], place[2] - place[0]), smooth=True)
+            _stick(image, moved, place)
+            pasted.append(moved.moved(place[0], place[1]))
+            boxes = np.concatenate((boxes, pasted[-1].boxes))
+    return joined(image, (picture, *pasted)) if pasted else picture
+
+
+def _cut_out(picture: Picture, index: int) -> Picture:
+    """One object alone, on the part of the image that its box covers."""
+    height, width = picture.size
+    x1, y1, x2, y2 = picture.boxes[index]
+    left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
+    right, bottom = min(width, math.ceil(x2)), min(height, math.ceil(y2))
+    alone = picture.take(np.array([index])).moved(-left, -top)
+    return alone._replace(image=picture.image[top:bottom, left:right])
+
+
+def _free_place(inner: Size, size: Size, boxes: np.ndarray, rng: Generator) -> Region | None:
+    """Where in an image of `size` something of size `inner` may go, and how large; None if no such place is found."""
+    if min(inner) < 1:
+        return None
+    sides, limits = np.array(inner[::-1]), np.array(size[::-1])  # width, height
+    shares = np.exp(rng.uniform(*np.log(PLACE), size=(TRIES, 1)))  # small places are as likely as large ones
+    scaled = np.maximum(np.round(sides * np.minimum(shares * (limits / sides).min(), ENLARGED)), 1)
+    corners = np.floor(rng.random((TRIES, 2)) * (limits - scaled + 1))
+    places = np.concatenate((corners, corners + scaled), axis=1)
+    shared = intersections(places, boxes)
+    hidden = np.maximum(shared / areas(places)[:, None], shared / (areas(boxes) + 1e-16)).max(axis=1, initial=0)
+    (good,) = np.nonzero((hidden < HIDDEN) & (scaled.min(axis=1) >= LEAST))
+    if not len(good):
+        return None
+    left, top, right, bottom = places[good[0]].astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _stick(image: Image, piece: Picture, place: Region) -> None:
+    """Writes a cut-out object of the place's size into an image."""
+    left, top, right, bottom = place
+    mask = np.full(piece.size, 1, dtype=np.uint8)
+    if piece.polygons is not None:
+        mask = np.zeros(piece.size, dtype=np.uint8)
+        cv2.fillPoly(mask, [np.round(piece.polygons.points).astype(np.int32)], 1)
+    cv2.copyTo(piece.image, mask, image[top:bottom, left:right])
+
+
 def _covered(boxes: np.ndarray, by: np.ndarray) -> np.ndarray:
     """(n,) share of each box that another one covers."""
-    sides = np.minimum(boxes[:, 2:], by[2:]) - np.maximum(boxes[:, :2], by[:2])
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return sides.clip(0).prod(axis=1) / (area + 1e-16)
+    return intersections(boxes, by[None])[:, 0] / (areas(boxes) + 1e-16)
 
 
 def hsv(image: Image, hue: float, saturation: float, value: float, rng: Generator) -> Image:

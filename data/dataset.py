@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.augment import copy_paste, flip_left_right, flip_up_down, hsv, mixup, mosaic
-from data.geometry import fitted_size, frame_of, letterbox, letterbox_picture, random_affine, resize
+from data.augment import copy_paste, flip_left_right, flip_up_down, hsv, mixup, mosaic, paste_in
+from data.geometry import fitted_size, letterbox, random_affine, resize
 from data.labels import Labels
 from data.picture import Image, Picture, Polygons, Size
 from data.sampler import Key
+from data.ssd import ssd
 from data.store import ImageStore, Loaded
+from data.view import View
 from utils.hyp import Hyp
 from utils.reproduce import sample_rng
 from utils.types import Batch, Frame
+
+PASTED_FROM = 4  # images whose objects `paste_in` may take: each has to be loaded
 
 
 class Sample(NamedTuple):
@@ -36,12 +40,17 @@ class Sample(NamedTuple):
 
 
 class LabelledImages(Dataset):
-    """What training and evaluation share: images, their labels, and the way to both."""
+    """What training and evaluation share: images, their labels, and the way to both.
 
-    def __init__(self, labels: Labels, store: ImageStore, num_classes: int) -> None:
+    Args:
+        labels, store: of what `view` shows, see `open_images`.
+    """
+
+    def __init__(self, labels: Labels, store: ImageStore, num_classes: int, view: View | None = None) -> None:
         self.labels = labels
         self.store = store
         self.num_classes = num_classes
+        self.view = view or View()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +61,7 @@ class LabelledImages(Dataset):
 
     @property
     def shapes(self) -> NDArray[np.int32]:
-        """(n, 2) height and width of the original images."""
+        """(n, 2) height and width of the images, before they are fitted into the size of training."""
         return self.labels.shapes
 
     @property
@@ -61,7 +70,7 @@ class LabelledImages(Dataset):
         return self.labels.class_counts(self.num_classes)
 
     def picture(self, index: int) -> Picture:
-        """An image fitted into the training size, with its labels in pixels."""
+        """An image fitted into the training size, or stretched to it, with its labels in pixels."""
         loaded = self.store.load(index)
         rows = self.labels[index] if loaded.readable else self.labels.rows[:0]
         return Picture(loaded.image, rows[:, 0], boxes_in_pixels(rows, loaded), self._polygons(index, loaded))
@@ -86,7 +95,7 @@ class TrainImages(LabelledImages):
         self, labels: Labels, store: ImageStore, num_classes: int, hyp: Hyp, *, size: Size, seed: int,
         augment: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(labels, store, num_classes)
+        super().__init__(labels, store, num_classes, View.of(hyp))
         self.hyp = hyp
         self.size = size
         self.seed = seed
@@ -95,7 +104,7 @@ class TrainImages(LabelledImages):
     def __getitem__(self, key: Key) -> Sample:
         # a further showing of an image in the same epoch has numbers of its own
         rng = sample_rng(self.seed, key.epoch, key.index + key.repeat * len(self))
-        picture = self.augmented(key, rng) if self.augment else letterbox_picture(self.picture(key.index), key.size)
+        picture = self.augmented(key, rng) if self.augment else self.view.fit(self.picture(key.index), key.size)
         image, targets = to_tensor(picture.image), to_targets(picture)
         return Sample(image, targets, self.paths[key.index], coin=rng.random(), labelled=self.labelled(key.index))
 
@@ -110,14 +119,24 @@ class TrainImages(LabelledImages):
             if rng.random() < hyp.mixup:
                 picture = mixup(picture, self._mosaic(self._partners(key.index, 1, rng)[0], rng), rng)
         else:
-            picture = copy_paste(letterbox_picture(self.picture(key.index), key.size), hyp.copy_paste, rng)
-            picture = random_affine(picture, key.size, hyp, rng)
+            picture = random_affine(self._alone(key, rng), key.size, hyp, rng)
+        # chance is drawn only where it decides something: recipes without this key stay as they were
+        if key.mosaic and hyp.paste_in and self.labelled(key.index) and rng.random() < hyp.paste_in:
+            sources = [self.picture(index) for index in self._partners(key.index, PASTED_FROM, rng)]
+            picture = paste_in(picture, sources, rng)
         picture = picture._replace(image=hsv(picture.image, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng))
         if rng.random() < hyp.flipud:
             picture = flip_up_down(picture)
         if rng.random() < hyp.fliplr:
             picture = flip_left_right(picture)
         return picture
+
+    def _alone(self, key: Key, rng: Generator) -> Picture:
+        """This image by itself, at the size of training."""
+        picture = ssd(self.picture(key.index), self.hyp, rng)
+        # a canvas may be several times as large as the image
+        picture = self.view.fit(picture, key.size, smooth=self.hyp.expand > 0)
+        return copy_paste(picture, self.hyp.copy_paste, rng)
 
     def _mosaic(self, index: int, rng: Generator) -> Picture:
         """This image and three others, warped."""
@@ -134,7 +153,7 @@ class TrainImages(LabelledImages):
 
 
 class EvalImages(LabelledImages):
-    """Images as they are, letterboxed; targets and frames are exact."""
+    """Images as they are, letterboxed or stretched; targets and frames are exact."""
 
     def __getitem__(self, key: tuple[int, Size]) -> Sample:
         index, size = key
@@ -146,7 +165,7 @@ class EvalImages(LabelledImages):
         targets = rows.astype(np.float64)
         targets[:, 1:3] = (targets[:, 1:3] * inner + (placement.left, placement.top)) / whole
         targets[:, 3:5] = targets[:, 3:5] * inner / whole
-        frame = frame_of(loaded.original, placement)
+        frame = self.view.frame(loaded.original, placement)
         return Sample(to_tensor(image), torch.from_numpy(targets.astype(np.float32)), self.paths[index], frame)
 
 
@@ -157,11 +176,13 @@ def boxes_in_pixels(rows: NDArray[np.float32], loaded: Loaded) -> NDArray[np.flo
     return np.concatenate((centre - half, centre + half), axis=1) * np.array((width, height) * 2, dtype=np.float32)
 
 
-def prepare(image: Image, size: Size) -> tuple[Tensor, Frame]:
+def prepare(image: Image, size: Size, view: View | None = None) -> tuple[Tensor, Frame]:
     """Any BGR image as evaluation sees it: (3, height, width) uint8 RGB of `size`, and where it lies in it."""
-    original = (image.shape[0], image.shape[1])
-    padded, placement = letterbox(resize(image, fitted_size(original, size), smooth=True), size, enlarge=False)
-    return to_tensor(padded), frame_of(original, placement)
+    view = view or View()
+    shown = view.show(image, size, smooth=True)
+    fitted = resize(shown, fitted_size((shown.shape[0], shown.shape[1]), size), smooth=True)
+    padded, placement = letterbox(fitted, size, enlarge=False)
+    return to_tensor(padded), view.frame((image.shape[0], image.shape[1]), placement)
 
 
 def to_tensor(image: Image) -> Tensor:

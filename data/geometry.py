@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from data.picture import Floats, Image, Picture, Polygons, Size, clip
 from utils.types import Frame
 
+Region = tuple[int, int, int, int]  # left, top, right, bottom, pixels
+
 GREY = 114  # what is filled in around images, as the published models have learnt it
 
 
@@ -72,36 +74,65 @@ def place(original: Size, size: Size, enlarge: bool) -> Placement:
     return Placement(inner, round(half_y - 0.1), round(half_x - 0.1), round(half_y + 0.1), round(half_x + 0.1))
 
 
-def letterbox(image: Image, size: Size, enlarge: bool = True) -> tuple[Image, Placement]:
-    """The image scaled to fit into `size` and padded with grey."""
+def letterbox(image: Image, size: Size, enlarge: bool = True, smooth: bool = False) -> tuple[Image, Placement]:
+    """The image scaled to fit into `size` and padded with grey; `smooth` as in `resize`."""
     placement = place((image.shape[0], image.shape[1]), size, enlarge)
-    inner = resize(image, placement.inner, smooth=False)
+    inner = resize(image, placement.inner, smooth)
     _, top, left, bottom, right = placement
     if top or left or bottom or right:
         inner = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(GREY,) * 3)
     return inner, placement
 
 
-def frame_of(original: Size, placement: Placement) -> Frame:
-    """The way from pixels of the original image to pixels of the padded one."""
+def frame_of(original: Size, placement: Placement, region: Region | None = None) -> Frame:
+    """The way from pixels of the original image to pixels of the padded one.
+
+    Args:
+        region: what of the original was scaled and padded; None: all of it.
+    """
+    left, top, right, bottom = region or (0, 0, original[1], original[0])
+    scale_y, scale_x = placement.inner[0] / (bottom - top), placement.inner[1] / (right - left)
     return Frame(
         height=original[0],
         width=original[1],
-        scale_y=placement.inner[0] / original[0],
-        scale_x=placement.inner[1] / original[1],
-        offset_y=float(placement.top),
-        offset_x=float(placement.left),
+        scale_y=scale_y,
+        scale_x=scale_x,
+        offset_y=placement.top - top * scale_y,
+        offset_x=placement.left - left * scale_x,
     )
 
 
-def letterbox_picture(picture: Picture, size: Size, enlarge: bool = True) -> Picture:
-    """A picture scaled to fit into `size` and padded, its labels with it."""
-    image, placement = letterbox(picture.image, size, enlarge)
+def letterbox_picture(picture: Picture, size: Size, enlarge: bool = True, smooth: bool = False) -> Picture:
+    """A picture scaled to fit into `size` and padded, its labels with it; `smooth` as in `resize`."""
+    image, placement = letterbox(picture.image, size, enlarge, smooth)
+    return _scaled(picture, image, placement.inner).moved(placement.left, placement.top)
+
+
+def stretch_picture(picture: Picture, size: Size, smooth: bool = False) -> Picture:
+    """A picture resized to `size` whatever its ratio, its labels with it; `smooth` as in `resize`."""
+    if picture.size == tuple(size):
+        return picture
+    return _scaled(picture, resize(picture.image, size, smooth), size)
+
+
+def _scaled(picture: Picture, image: Image, size: Size) -> Picture:
+    """The labels of a picture on an image that shows it at this size."""
     height, width = picture.size
-    gain = np.array((placement.inner[1] / width, placement.inner[0] / height), dtype=np.float32)
+    gain = np.array((size[1] / width, size[0] / height), dtype=np.float32)
     polygons = picture.polygons and picture.polygons._replace(points=picture.polygons.points * gain)
-    scaled = Picture(image, picture.classes, picture.boxes * np.tile(gain, 2), polygons)
-    return scaled.moved(placement.left, placement.top)
+    return Picture(image, picture.classes, picture.boxes * np.tile(gain, 2), polygons)
+
+
+def intersections(boxes: NDArray, others: NDArray) -> NDArray:
+    """Area that each xyxy box shares with each other: (n, 4) and (m, 4) -> (n, m)."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return (high - low).clip(0).prod(axis=2)
+
+
+def areas(boxes: NDArray) -> NDArray:
+    """(n, 4) xyxy -> (n,)."""
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
 
 # -- warps ------------------------------------------------------------------------------------------------------------

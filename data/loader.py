@@ -18,8 +18,8 @@ from data.labels import Labels, read_labels, require_boxes
 from data.picture import Size
 from data.sampler import EvalSampler, TrainSampler, rectangles, squares, weigh_images
 from data.spec import DataSpec
-from data.store import ImageStore
 from data.unlabelled import with_unlabelled
+from data.view import View, open_images
 from utils.hyp import Hyp
 from utils.types import Batch
 
@@ -66,7 +66,7 @@ class TrainLoader(Loader):
     sampler: TrainSampler
 
     def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
-        """To be called before each epoch; `mosaic=False` leaves mosaic and mixup out (--close-mosaic)."""
+        """To be called before each epoch; `mosaic=False` (--close-mosaic) leaves mosaic, mixup and paste_in out."""
         self.sampler.epoch = epoch
         self.sampler.mosaic = mosaic
 
@@ -108,18 +108,15 @@ def train_loader(
         rect: batches of similar images, padded no more than they need; without mosaic.
         image_weights: see `TrainLoader.set_image_weights`.
         quad: four images as one of twice the height and width.
-        augment: False only letterboxes.
+        augment: False only letterboxes, or stretches.
         unlabelled: an epoch has the data set's unlabelled images too, if it has any; `Batch.labelled` tells them apart.
 
     Raises:
         UserError: no usable image, or no box at all.
     """
     labels = _training_labels(spec, single_class, unlabelled)
-    store = ImageStore(labels.paths, labels.shapes, image_size, smooth=not augment, cache=cache, where="train")
-    if rect and image_weights:
-        log.info("--image-weights: not with --rect, whose batches are fixed")
-    if rect and hyp.mosaic:
-        log.info("--rect: without mosaic and mixup")
+    labels, store = open_images(labels, View.of(hyp), image_size, smooth=not augment, cache=cache, where="train")
+    _tell_what_is_left_out(hyp, rect, image_weights)
     plan = rectangles(labels.shapes, batch_size, image_size, stride, 0.0, labels.labelled) if rect else None
     dataset = TrainImages(labels, store, spec.num_classes, hyp, size=image_size, seed=seed, augment=augment)
     sampler = TrainSampler(
@@ -155,12 +152,14 @@ def eval_loader(
     single_class: bool = False,
     cache: str = "",
     pin_memory: bool = False,
+    hyp: Hyp | None = None,
 ) -> Loader:
     """Batches of 'train', 'val' or 'test' images with frames, each image once.
 
     Args:
         rect: images sorted by height / width; each batch is no larger than its images need, plus `pad` strides.
-            Otherwise all images are padded to `image_size`.
+            Otherwise, and where a recipe stretches them, all images are of `image_size`.
+        hyp: the recipe that the model was trained with: what it shows of an image holds here too.
 
     Raises:
         UserError: no such split, or no usable image in it.
@@ -168,19 +167,29 @@ def eval_loader(
     labels = _labels(spec, split, single_class)
     if not len(labels.rows):
         log.warning("%s: not one box in %d images; scores will be 0", split, len(labels))
-    store = ImageStore(labels.paths, labels.shapes, image_size, smooth=True, cache=cache, where=split)
-    if rect:
+    view = View() if hyp is None else View.of(hyp)
+    labels, store = open_images(labels, view, image_size, smooth=True, cache=cache, where=split)
+    if rect and not view.stretch:
         plan = rectangles(labels.shapes, batch_size, image_size, stride, pad)
     else:
         plan = squares(len(labels), batch_size, image_size)
     return Loader(
-        EvalImages(labels, store, spec.num_classes),
+        EvalImages(labels, store, spec.num_classes, view),
         EvalSampler(plan, rank, world_size),
         stride=stride,
         image_size=image_size,
         workers=workers,
         pin_memory=pin_memory,
     )
+
+
+def _tell_what_is_left_out(hyp: Hyp, rect: bool, image_weights: bool) -> None:
+    if rect and image_weights:
+        log.info("--image-weights: not with --rect, whose batches are fixed")
+    if rect and (hyp.mosaic or hyp.paste_in):
+        log.info("--rect: without mosaic, mixup and paste_in")
+    if hyp.mosaic == 1 and not rect and (hyp.photometric or hyp.expand or hyp.min_iou_crop):
+        log.info("photometric, expand and min_iou_crop: not for mosaics, and with mosaic 1 all images are")
 
 
 def _labels(spec: DataSpec, split: str, single_class: bool) -> Labels:

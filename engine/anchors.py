@@ -107,7 +107,7 @@ def predicted_sides(
     device = next(running.parameters()).device
     plan = _plan(images, image_size, model.stride, seed)
     loader = Loader(
-        EvalImages(images.labels, images.store, images.num_classes),
+        EvalImages(images.labels, images.store, images.num_classes, images.view),
         EvalSampler(plan),
         stride=model.stride,
         image_size=image_size,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from engine.classes import shared_classes
 from engine.precision import autocast, cpu_has_bf16
-from utils.boxes import to_original, xywh_to_xyxy
+from utils.boxes import clip, to_original, xywh_to_xyxy
 from utils.metrics import ConfusionMatrix, Evaluation, evaluate, match
 from utils.nms import non_max_suppression
 from utils.types import Batch, Prediction
@@ -61,7 +61,7 @@ class Evaluator:
 
     Args:
         loader: yields `Batch` with frames.
-        conf, iou, max_det: of the non-maximum suppression.
+        conf, iou, max_det: of the non-maximum suppression; `iou` None is what each model's family is scored with.
         half: float16 on CUDA, bfloat16 on CPUs that have it; decoding stays in float32.
         augment: test-time augmentation.
         single_class: every object is of class 0, whatever the model calls it.
@@ -76,7 +76,7 @@ class Evaluator:
         device: torch.device,
         *,
         conf: float = 0.001,
-        iou: float = 0.6,
+        iou: float | None = 0.6,
         max_det: int = 300,
         half: bool = False,
         augment: bool = False,
@@ -122,6 +122,7 @@ class Evaluator:
     ) -> Report:
         tally = _Tally(self.names)
         clock = _Clock(self.device)
+        overlap = model.spec.nms_iou if self.iou is None else self.iou
         losses: dict[str, float] = {}
         images, not_finite, kept = 0, 0, []
         with tqdm(self.loader, desc="evaluating", disable=not progress, dynamic_ncols=True, unit="batch") as bar:
@@ -132,7 +133,7 @@ class Evaluator:
                 decoded, terms = self._forward(model, moved, criterion)
                 clock.lap(1)
                 not_finite += int((~decoded.isfinite()).flatten(1).any(dim=1).sum())
-                found = self._suppress(decoded, known)
+                found = self._suppress(decoded, known, overlap)
                 clock.lap(2)
 
                 for name, value in terms.items():
@@ -169,14 +170,14 @@ class Evaluator:
         head: Any = model.head
         return head.decode(prediction.levels), criterion(prediction, batch) if criterion is not None else {}
 
-    def _suppress(self, decoded: Tensor, known: list[tuple[int, int]] | None) -> list[Tensor]:
+    def _suppress(self, decoded: Tensor, known: list[tuple[int, int]] | None, overlap: float) -> list[Tensor]:
         """Detections (n, 6) of each image in pixels of the tensor, on the CPU; classes are those of the data."""
         if known is not None:
             columns = [0, 1, 2, 3, 4, *(5 + own for own, _ in known)]
             decoded = decoded[..., columns]
         several = decoded.shape[-1] > 6
         found = non_max_suppression(
-            decoded, self.conf, self.iou, self.max_det, multi_label=several, agnostic=self.single_class
+            decoded, self.conf, overlap, self.max_det, multi_label=several, agnostic=self.single_class
         )
         found = [detections.cpu() for detections in found]
         for detections in found:
@@ -195,7 +196,9 @@ class Evaluator:
         for index, (frame, path) in enumerate(zip(batch.frames, batch.paths, strict=True)):
             own = targets[:, 0] == index
             labels = torch.cat((targets[own, 1:2], to_original(corners[own], frame)), dim=1)
-            boxes = torch.cat((to_original(found[index][:, :4], frame), found[index][:, 4:]), dim=1)
+            # of a crop of the original, what lies beyond the tensor is not seen, though it is not beyond the original
+            seen = clip(found[index][:, :4], (height, width))
+            boxes = torch.cat((to_original(seen, frame), found[index][:, 4:]), dim=1)
             yield Detections(path, frame.height, frame.width, boxes.numpy(), labels.numpy())
 
 

@@ -158,7 +158,7 @@ class ValOptions(_Teachers, _Record):
     batch_size: int = 16  # small: rectangular batches pad less, and the reference scores were recorded with it
     task: str = "val"  # train, val, test, speed
     conf_thres: float = 0.001
-    iou_thres: float = 0.6
+    iou_thres: float | None = None  # None: what the model's family is scored with
     max_det: int = 300
     rect: bool = True
     augment: bool = False

@@ -34,6 +34,7 @@ from engine.recipe import recipe, whole_run
 from engine.runs import environment, find_run
 from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
+from losses.build import build_criterion
 from models.summary import describe as summary
 from models.summary import layer_table
 from models.weights import load_model, read_checkpoint
@@ -135,9 +136,9 @@ class Session(Generic[OptionsT]):
         if dist.is_main():
             half = self.device.type == "cuda" and self.precision is not None
             # batches of val.py's size: how rectangular batches are padded, and so the scores, depend on it
-            validation = eval_loader(self.data, "val", batch_size=ValOptions.batch_size, **common)
+            validation = eval_loader(self.data, "val", batch_size=ValOptions.batch_size, hyp=self.hyp, **common)
             self.evaluator = Evaluator(
-                validation, self.device, half=half, single_class=options.single_cls, names=self.data.names
+                validation, self.device, iou=None, half=half, single_class=options.single_cls, names=self.data.names
             )
 
     def fit_anchors(self, model: Model) -> None:
@@ -151,7 +152,7 @@ class Session(Generic[OptionsT]):
 
     def criterion(self, model: Model) -> AnchorLoss:
         head: Any = model.head
-        return AnchorLoss(head, self.hyp, self.image_size).to(self.device)
+        return build_criterion(head, self.hyp, self.image_size).to(self.device)
 
     def fit(
         self,

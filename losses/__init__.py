@@ -14,8 +14,10 @@ scales the sum by the global batch.
 """
 
 from losses.anchor import AnchorLoss
+from losses.ota import OtaLoss
 
-# by the kind of head: "anchor" is v3 and v5
-LOSSES = {
+# Both are for heads with anchors (v3, v5, v7), auxiliary levels included; `losses.build` chooses by the recipe.
+LOSSES: dict[str, type[AnchorLoss]] = {
     "anchor": AnchorLoss,
+    "ota": OtaLoss,
 }

@@ -1,12 +1,14 @@
-"""The detection loss of YOLOv3 and YOLOv5 heads."""
+"""The detection loss of heads with anchors (YOLOv3, v5, v7); `losses/ota.py` differs in who answers for a target."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from losses.matching import IouMatcher, Matcher, Matches, decode, overlapping
 from losses.terms import bbox_iou, bce, smoothed
 from utils.types import Batch, Prediction
 
@@ -17,10 +19,7 @@ if TYPE_CHECKING:
 BALANCE = {3: (4.0, 1.0, 0.4)}
 BALANCE_OTHERWISE = (4.0, 1.0, 0.25, 0.06, 0.02)
 
-# The cell of a target's centre, then the nearest ones left, up, right, down. Half a cell is as far as they reach:
-# a predicted centre lies within (-0.5, 1.5) of its cell.
-REACH = 0.5
-STEPS = ((0.0, 0.0), (-REACH, 0.0), (0.0, -REACH), (REACH, 0.0), (0.0, REACH))
+AUXILIARY = 0.25  # what auxiliary levels count, beside those that are there to stay
 
 
 class AnchorHead(Protocol):
@@ -28,6 +27,7 @@ class AnchorHead(Protocol):
 
     num_classes: int
     anchors: Tensor  # (L, A, 2) width and height in cells of the level
+    strides: Tensor  # (L,) pixels
 
 
 class Gains(NamedTuple):
@@ -49,66 +49,15 @@ def rescaled_gains(hyp: Hyp, num_levels: int, num_classes: int, image_size: tupl
     )
 
 
-class Matches(NamedTuple):
-    """Which cell and anchor of a level answers for which target, M pairs, in the order the last of which counts."""
-
-    image: Tensor  # (M,) long, as the next four
-    anchor: Tensor
-    row: Tensor
-    column: Tensor
-    label: Tensor  # class
-    boxes: Tensor  # (M, 4) xywh in cells, the centre relative to the cell's upper left corner
-
-    def cells(self, shape: torch.Size) -> Tensor:
-        """(M,) positions in a flattened (B, A, H, W) map of this shape."""
-        return ((self.image * shape[1] + self.anchor) * shape[2] + self.row) * shape[3] + self.column
-
-
-class Matcher(nn.Module):
-    """Finds who answers for which target.
-
-    A target is matched with every anchor whose sides are within a factor `largest_ratio` of its own, in the cell of its
-    centre and the two nearest neighbours, on every level where that holds. Unlabelled images have no targets.
-    """
-
-    steps: Tensor
-
-    def __init__(self, largest_ratio: float) -> None:
-        super().__init__()
-        self.largest_ratio = largest_ratio
-        self.register_buffer("steps", torch.tensor(STEPS), persistent=False)
-
-    def forward(self, shape: torch.Size, anchors: Tensor, batch: Batch) -> Matches:
-        """Of a level of shape (B, A, H, W, ...) with (A, 2) anchors in its cells."""
-        height, width = shape[2:4]
-        targets = batch.targets.float()
-        image = targets[:, 0].long()
-        centres = torch.stack((targets[:, 2] * width, targets[:, 3] * height), dim=-1)  # (N, 2) in cells
-        sides = torch.stack((targets[:, 4] * width, targets[:, 5] * height), dim=-1)
-
-        ratios = sides / anchors[:, None]  # (A, N, 2)
-        fits = torch.maximum(ratios, 1 / ratios).amax(dim=-1) < self.largest_ratio
-        # a centre just between two cells has its own cell twice: published, and so kept
-        to_end = torch.stack((width - centres[:, 0], height - centres[:, 1]), dim=-1)
-        before = (centres % 1 < REACH) & (centres > 1)  # (N, 2): nearer to the left, upper neighbour, which exists
-        after = (to_end % 1 < REACH) & (to_end > 1)
-        near = torch.cat((torch.ones_like(before[:, :1]), before, after), dim=-1).T  # (5, N) as STEPS
-
-        wanted = near[:, None] & fits & batch.labelled[image]  # (5, A, N)
-        step, anchor, target = wanted.nonzero(as_tuple=True)
-        cell = (centres[target] + self.steps[step]).long()
-        # a centre on the right or lower border lies in the last cell
-        column, row = cell[:, 0].clamp(0, width - 1), cell[:, 1].clamp(0, height - 1)
-        offsets = centres[target] - torch.stack((column, row), dim=-1)
-        boxes = torch.cat((offsets, sides[target]), dim=-1)
-        return Matches(image[target], anchor, row, column, targets[target, 1].long(), boxes)
-
-
 class AnchorLoss(nn.Module):
     """Box (CIoU), objectness and class (binary cross-entropy) terms of heads with anchors; the shelf's contract.
 
-    Targets are matched as `Matcher` says. Objectness is to equal the overlap of the predicted box with the target. A
+    Targets are matched by the ratio of sides (`Matcher`) or, `assign: iou`, by the overlap of shapes (`IouMatcher`);
+    then, too, predictions that overlap a target by more than `ignore_iou` without being its answer are neither right
+    nor wrong, and have no objectness term. Objectness is to equal the overlap of the predicted box with the target. A
     head with a single class has no class term: objectness says it all.
+
+    Auxiliary levels, where there are any, are judged in the same way and count `AUXILIARY`.
 
     Args:
         head: its anchors are read at every call, since they may be fitted to the data after the loss was built.
@@ -122,30 +71,56 @@ class AnchorLoss(nn.Module):
         num_levels = len(head.anchors)
         self.gains = gains or rescaled_gains(hyp, num_levels, head.num_classes, image_size)
         self.balance = BALANCE.get(num_levels, BALANCE_OTHERWISE)[:num_levels]
-        self.match = Matcher(hyp.anchor_t)
+        by_iou = hyp.assign == "iou"
+        self.match = IouMatcher(hyp.assign_iou) if by_iou else Matcher(hyp.anchor_t)
+        self.ignore_iou = hyp.ignore_iou if by_iou else 1.0  # no overlap is above 1
         self.cls_pw, self.obj_pw, self.gamma = hyp.cls_pw, hyp.obj_pw, hyp.fl_gamma
         self.positive, self.negative = smoothed(hyp.label_smoothing)
 
+    @property
+    def anchors(self) -> Tensor:
+        """(L, A, 2) in cells, float32."""
+        return self._head[0].anchors.float()
+
     def forward(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-        (head,) = self._head
-        terms = {name: self.match.steps.new_zeros(()) for name in Gains._fields}
         with torch.autocast(prediction.levels[0].device.type, enabled=False):
-            for level, anchors, weight in zip(prediction.levels, head.anchors.float(), self.balance, strict=True):
-                matches = self.match(level.shape, anchors, batch)
-                # float32 from here on; the rest of a level, most of it, is never copied
-                rows = level[matches.image, matches.anchor, matches.row, matches.column].float()  # (M, 5 + C)
-                overlap = bbox_iou(decode(rows, anchors[matches.anchor]), matches.boxes, kind="ciou")  # (M,)
-                terms["box"] += mean(1 - overlap)
-                terms["obj"] += weight * self.objectness(level[..., 4].float(), overlap, matches, batch.labelled)
-                if head.num_classes > 1:
-                    terms["cls"] += self.classes(rows[:, 5:], matches.label)
+            lead, auxiliary = self.assign(prediction, batch)
+            terms = self.judge(prediction.levels, lead, batch)
+            if prediction.aux:
+                beside = self.judge(prediction.aux, auxiliary, batch)
+                terms = {name: term + AUXILIARY * beside[name] for name, term in terms.items()}
         return {name: gain * terms[name] for name, gain in self.gains._asdict().items()}
 
-    def objectness(self, logits: Tensor, overlap: Tensor, matches: Matches, labelled: Tensor) -> Tensor:
-        """(B, A, H, W) logits and (M,) overlaps -> scalar, a mean over the cells of labelled images."""
-        wanted = overlap_map(overlap, matches, logits.shape)
-        loss = bce(logits, wanted, self.obj_pw, self.gamma).mean(dim=(1, 2, 3))  # (B,)
-        return (loss * labelled).sum() / labelled.sum().clamp(min=1)
+    def assign(self, prediction: Prediction, batch: Batch) -> tuple[list[Matches], list[Matches]]:
+        """Who answers for which target, on each level and on each auxiliary level (if there are any)."""
+        matches = self.match.on_levels([level.shape for level in prediction.levels], self.anchors, batch)
+        return matches, matches
+
+    def judge(self, levels: Sequence[Tensor], matches: Sequence[Matches], batch: Batch) -> dict[str, Tensor]:
+        """The terms before their gains, sums over levels."""
+        terms = {name: levels[0].new_zeros((), dtype=torch.float32) for name in Gains._fields}
+        for level, own, anchors, weight in zip(levels, matches, self.anchors, self.balance, strict=True):
+            # float32 from here on; the rest of a level, most of it, is never copied
+            rows = level[own.image, own.anchor, own.row, own.column].float()  # (M, 5 + C)
+            overlap = bbox_iou(decode(rows, anchors[own.anchor]), own.boxes, kind="ciou")  # (M,)
+            terms["box"] += mean(1 - overlap)
+            terms["obj"] += weight * self.objectness(level, anchors, overlap, own, batch)
+            if self._head[0].num_classes > 1:
+                terms["cls"] += self.classes(rows[:, 5:], own.label)
+        return terms
+
+    def objectness(self, level: Tensor, anchors: Tensor, overlap: Tensor, matches: Matches, batch: Batch) -> Tensor:
+        """A level, its (A, 2) anchors and (M,) overlaps -> scalar, a mean over the cells of labelled images.
+
+        Ignored cells count 0 in it, so that the others' share does not depend on them.
+        """
+        wanted = overlap_map(overlap, matches, level.shape[:4])
+        loss = bce(level[..., 4].float(), wanted, self.obj_pw, self.gamma)  # (B, A, H, W)
+        if self.ignore_iou < 1:
+            ignored = overlapping(level, anchors, batch, self.ignore_iou)
+            ignored.view(-1)[matches.cells(level.shape)] = False
+            loss = loss.masked_fill(ignored, 0)
+        return (loss.mean(dim=(1, 2, 3)) * batch.labelled).sum() / batch.labelled.sum().clamp(min=1)
 
     def classes(self, logits: Tensor, label: Tensor) -> Tensor:
         """(M, C) logits and (M,) classes -> scalar, a mean over matches and classes."""
@@ -163,13 +138,6 @@ def overlap_map(overlap: Tensor, matches: Matches, shape: torch.Size) -> Tensor:
     last = numbers.new_zeros(shape.numel()).scatter_reduce_(0, matches.cells(shape), numbers, "amax")
     overlap = torch.cat((overlap.new_zeros(1), overlap.detach().clamp(min=0)))  # 0 for the unmatched
     return overlap[last].view(shape)
-
-
-def decode(rows: Tensor, anchors: Tensor) -> Tensor:
-    """(M, 5 + C) raw predictions and (M, 2) anchors -> (M, 4) xywh in the anchors' unit, relative to the cell."""
-    centres = rows[:, :2].sigmoid() * 2 - REACH
-    sides = (rows[:, 2:4].sigmoid() * 2) ** 2 * anchors
-    return torch.cat((centres, sides), dim=-1)
 
 
 def mean(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from utils.errors import UserError, nearest
 FAMILY_FILES = Path(__file__).resolve().parent / "cfg"
 # where model files lie in the repositories that people come from: `models/hub/yolov5s6.yaml` in their notes is ours
 FORMER_FOLDERS = {"models", "hub", "cfg", "training", "deploy", "v3", "v5", "yolov3", "yolov5", "yolov7"}
+YOLOV7_LAYERS = {"MP", "SPPCSPC", "ReOrg"}  # each of its models has one of them, in any form
 DEPLOY = "-deploy"  # behind a name: the form for inference
 
 Row = tuple[Any, ...]
@@ -62,6 +63,11 @@ class ModelSpec:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: {error}") from error
+
+    @property
+    def nms_iou(self) -> float:
+        """The overlap of suppression with which the family's scores are published."""
+        return 0.65 if any(row[2] in YOLOV7_LAYERS for row in (*self.backbone, *self.head)) else 0.6
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads, for YAML and checkpoints."""

@@ -7,10 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_distill
 from distill.features import FEATURES
 from distill.outputs import OUTPUTS
+from models.spec import family_scales, read_spec
+from models.summary import count_parameters, gflops
+from models.yolo import Model
 
 ROOT = Path(train_distill.__file__).resolve().parent
 METHODS = {**OUTPUTS, **FEATURES}
@@ -49,3 +53,32 @@ def test_recipes_of_distillation_are_listed(name: str) -> None:
     text = (ROOT / "hyp" / f"{name}.yaml").read_text(encoding="utf-8")
     if "Follows another recipe" in text or name.startswith("classic-"):
         assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+MODELS = {
+    cells[0].strip("` "): [cell.strip() for cell in cells]
+    for cells in (
+        line.split("|")[1:-1] for line in (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    )
+    if len(cells) == 9 and cells[0].strip().startswith("`")
+}
+
+
+def test_every_model_has_a_row() -> None:
+    assert set(MODELS) == set(family_scales())
+
+
+@pytest.mark.parametrize("name", ["yolov3-slim", "yolov5p", "yolov7-tiny", "yolov7", "yolov7-w6"])
+def test_a_row_says_what_the_model_is(name: str) -> None:
+    _, parameters, inference, operations, _, strides, layers, _, _ = MODELS[name]
+    with torch.device("meta"):
+        model, deploy = Model(read_spec(name), 80), Model(read_spec(f"{name}-deploy"), 80)
+    assert parameters == f"{count_parameters(model):,}"
+    assert inference == (
+        f"{count_parameters(deploy):,}" if deploy.head.__class__ is not model.head.__class__ else "\u2013"
+    )
+    assert operations == f"{gflops(model):.1f}"
+    assert layers == " ".join(map(str, model.head_inputs))
+    assert strides == " ".join(str(model.feature_info[layer].stride) for layer in model.head_inputs)

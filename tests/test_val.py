@@ -158,3 +158,40 @@ def test_pycocotools_counts_nearly_the_same(shared: Path) -> None:
     theirs = coco_scores(truth, results, image_ids([one.path for one in found]))
     # they differ by definition (interpolation, 100 instead of 300 detections an image): models.md has 0.4830 and 0.4848
     assert (report.evaluation.map, report.evaluation.map50) == pytest.approx(theirs, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def stretched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YOLOv7 that was trained on images stretched to size, of which the middle was shown."""
+    from models.graph import read_spec
+    from models.yolo import Model
+
+    torch.manual_seed(0)
+    model = Model(read_spec("yolov7-tiny"), 2, ("bright", "brighter"))
+    path = tmp_path_factory.mktemp("weights") / "v7.pt"
+    hyp = {"letterbox": False, "fixed_crop": [0.1, 0.0, 0.9, 1.0]}
+    return checkpoint.save(path, model, options={}, hyp=hyp, metrics={}, half=True)
+
+
+def test_images_are_shown_as_the_weights_were_trained(data: Path, weights: Path, stretched: Path) -> None:
+    from data.spec import read_data
+    from data.view import View
+
+    for name, expected in ((weights, View()), (stretched, View((0.1, 0.0, 0.9, 1.0), True))):
+        options = val_options(["--weights", str(name), "--data", str(data), "--imgsz", "64", "--workers", "0"])
+        candidates = val.load(options, torch.device("cpu"))
+        hyp = val.shown_alike(candidates)
+        evaluator = val.build_evaluator(options, read_data(options.data), torch.device("cpu"), 32, hyp)
+        assert evaluator.loader.dataset.view == expected
+
+
+def test_models_of_different_families_are_compared(
+    tmp_path: Path, data: Path, weights: Path, stretched: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("--weights", weights, "--t_weights", stretched, "--data", data, "--imgsz", 64)
+    folder, metrics = run(tmp_path, *words)
+    assert [one["parameters"] > 2e6 for one in metrics] == [False, True]
+    assert (folder / "comparison.jpg").exists()
+    assert (
+        f"{stretched} was trained with another fixed_crop or letterbox; all see images as {weights} did" in caplog.text
+    )

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp", "auto")
 SCHEDULES = ("constant", "linear", "cosine")
+ASSIGNMENTS = ("ratio", "iou")
 
 FOLDER = ROOT / "hyp"
 DEFAULT = "scratch-low"
@@ -27,8 +28,6 @@ DEFAULT = "scratch-low"
 # what published files hold and nothing here reads
 _UNUSED = {
     "iou_t": "matching is by anchor_t",
-    "paste_in": "use copy_paste",
-    "loss_ota": "the model's head decides the loss",
 }
 
 # names in other repositories' notes -> ours
@@ -39,6 +38,10 @@ _ALIASES = {
     "high": "scratch-high",
     "finetune_objects365": "objects365",
     "default": DEFAULT,
+    "scratch.p5": "v7-p5",
+    "scratch.p6": "v7-p6",
+    "scratch.tiny": "v7-tiny",
+    "scratch.custom": "v7-custom",
 }
 
 
@@ -104,6 +107,10 @@ class Hyp:
     obj: float = number(1.0, low=0)
     obj_pw: float = number(1.0, above=0)
     anchor_t: float = number(4.0, low=1)  # largest ratio of target side to anchor side
+    loss_ota: int = number(0, low=0, high=1)  # 1: of these matches, targets choose by what is predicted (dynamic k)
+    assign: str = choice("ratio", ASSIGNMENTS)  # what anchors answer by: the ratio of sides, or the IoU of shapes
+    assign_iou: float = number(0.5, low=0, below=1)  # of assign: iou; anchors above it answer, and the best one always
+    ignore_iou: float = number(0.7, above=0, high=1)  # of assign: iou; predictions above it are never background
     # anchors a level, fitted to the data (3.4 means 3), or the anchors themselves: pixels w,h,w,h..., a row a level
     anchors: int | float | tuple[tuple[float, ...], ...] | None = number(None, above=0)
     fl_gamma: float = number(0.0, low=0)  # focal loss; 0 is plain BCE
@@ -123,6 +130,18 @@ class Hyp:
     mosaic: float = number(1.0, low=0, high=1)
     mixup: float = number(0.0, low=0, high=1)
     copy_paste: float = number(0.0, low=0, high=1)
+    paste_in: float = number(0.0, low=0, high=1)  # objects of other images, with or without outlines
+
+    # what is shown of an image, in evaluation too
+    fixed_crop: tuple[float, float, float, float] | None = number(None, low=0, high=1)  # left, top, right, bottom
+    letterbox: bool = True  # False: stretched to the training size, whatever the ratio
+
+    # augmentation of SSD, for samples that are no mosaics
+    photometric: float = number(0.0, low=0, high=1)
+    expand: float = number(0.0, low=0, high=1)
+    expand_ratio: float = number(4.0, low=1)  # largest sides of the canvas, over the image's
+    # smallest overlaps (IoU) of a crop with an object, one of which is drawn; () is no crop
+    min_iou_crop: tuple[float, ...] = number((), above=0, below=1)
 
     # distillation; None takes the default, {} none
     student_kd_layers: tuple[int, ...] | None = number(None, low=0)
@@ -140,6 +159,11 @@ class Hyp:
 
     def __post_init__(self) -> None:
         _check_anchors(self.anchors)
+        if self.loss_ota and self.assign == "iou":
+            raise ValueError(
+                "assign: iou is not for loss_ota: 1, which chooses among matches by ratio; set loss_ota: 0"
+            )
+        _check_crop(self.fixed_crop)
         _check_layers(self.student_kd_layers, self.teacher_kd_layers, self.teachers)
         for kind, methods in (("outputs", self.outputs), ("features", self.features)):
             for name, options in (methods or {}).items():
@@ -267,6 +291,14 @@ def _check_anchors(anchors: int | float | tuple[tuple[float, ...], ...] | None) 
     lengths = [len(row) for row in anchors]
     if not lengths or min(lengths) < 2 or lengths[0] % 2 or len(set(lengths)) > 1:
         raise ValueError(f"anchors: got rows of {lengths} numbers, expected rows of equal length: w, h, w, h ...")
+
+
+def _check_crop(crop: tuple[float, float, float, float] | None) -> None:
+    if crop is not None and not (crop[0] < crop[2] and crop[1] < crop[3]):
+        raise ValueError(
+            f"fixed_crop: got {list(crop)}, expected left, top, right, bottom as shares of the image, left below right "
+            "and top below bottom"
+        )
 
 
 def _check_weight(where: str, weight: Any) -> None:

@@ -17,7 +17,8 @@ from utils.boxes import to_original, xywh_to_xyxy
 from utils.errors import UserError
 from utils.hyp import Hyp
 
-RICH = Hyp(degrees=10, shear=5, perspective=0.0005, flipud=0.5, mixup=0.5, copy_paste=0.5, mosaic=0.7)
+RICH = Hyp(degrees=10, shear=5, perspective=0.0005, flipud=0.5, mixup=0.5, copy_paste=0.5, mosaic=0.7, paste_in=0.5)
+SLIM = Hyp(mosaic=0, letterbox=False, photometric=0.5, expand=0.5, min_iou_crop=(0.1, 0.5, 0.9))
 PLAIN = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
 
 
@@ -66,7 +67,7 @@ def test_batches_are_bytes_with_targets_inside_the_image(make_data):
         assert batch.frames == ()
 
 
-@pytest.mark.parametrize("options", [{}, {"rect": True}, {"quad": True}])
+@pytest.mark.parametrize("options", [{}, {"rect": True}, {"quad": True}, {"hyp": SLIM}])
 def test_batches_do_not_depend_on_the_number_of_workers(make_data, options):
     file = make_data()
     alone = epochs(training(file, workers=0, **options))
@@ -112,9 +113,10 @@ def test_channels_are_rgb(tmp_path, make_data):
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 128), (96, 32)])
 def test_images_are_as_high_and_wide_as_asked(make_data, size):
-    for mosaic in (True, False):
-        for batch in epochs(training(make_data(), image_size=size), 1, mosaic):
-            assert batch.images.shape[2:] == size
+    for hyp in (RICH, SLIM, replace(SLIM, letterbox=True)):
+        for mosaic in (True, False):
+            for batch in epochs(training(make_data(), hyp, image_size=size), 1, mosaic):
+                assert batch.images.shape[2:] == size
     square = list(evaluation(make_data(), image_size=size, rect=False))
     assert all(batch.images.shape[2:] == size for batch in square)
 
@@ -141,7 +143,7 @@ def test_a_warped_object_keeps_its_box(tmp_path, make_data):
         image = np.zeros((64, 64, 3), dtype=np.uint8)
         image[24:40, 24:40] = 255
         cv2.imwrite(str(tmp_path / f"images/train/{index}.png"), image)
-    hyp = replace(RICH, mixup=0, copy_paste=0, mosaic=0, hsv_v=0, hsv_s=0)
+    hyp = replace(RICH, mixup=0, copy_paste=0, paste_in=0, mosaic=0, hsv_v=0, hsv_s=0)
     for batch in epochs(training(file, hyp), 5):
         for number, _, *box in batch.targets.tolist():
             bright = (batch.images[int(number), 0] > 180).nonzero()
@@ -162,6 +164,54 @@ def test_polygons_are_copied_and_pasted(make_data):
     file = make_data(3, ["0 .05 .1 .3 .1 .3 .6 .05 .6\n"] * 3)
     loader = training(file, replace(PLAIN, copy_paste=1.0))
     assert sum(len(batch.targets) for batch in epochs(loader, 1)) == 6
+
+
+def test_objects_of_other_images_are_pasted_unless_mixing_is_closed(make_data):
+    file = make_data(6, ["0 .5 .5 .3 .3"] * 6)
+    loader = training(file, replace(PLAIN, paste_in=1.0))
+    assert sum(len(batch.targets) for batch in epochs(loader, 1)) > 12
+    assert sum(len(batch.targets) for batch in epochs(loader, 1, mosaic=False)) == 6
+
+
+def test_objects_are_pasted_as_often_as_the_recipe_says(make_data):
+    file = make_data(6, ["0 .5 .5 .3 .3"] * 6)
+    loader = training(file, replace(PLAIN, paste_in=0.3), batch_size=1)
+    more = sum(len(batch.targets) > 1 for batch in epochs(loader, 40))
+    assert more == pytest.approx(0.3 * 240, abs=25)
+
+
+@pytest.mark.parametrize("letterbox", [True, False])
+def test_the_recipe_of_ssd_keeps_boxes_on_their_objects(tmp_path, make_data, letterbox):
+    file = make_data(4, ["0 .5 .5 .25 .25"] * 4)
+    for index, (height, width) in enumerate(((64, 64), (100, 60), (40, 120), (200, 160))):
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        rows, columns = (slice(round(0.375 * side), round(0.625 * side)) for side in (height, width))
+        image[rows, columns] = 255
+        cv2.imwrite(str(tmp_path / f"images/train/{index}.png"), image)
+    hyp = replace(PLAIN, letterbox=letterbox, expand=0.5, expand_ratio=2.0, min_iou_crop=(0.1, 0.5), fliplr=0.5)
+    sides = []
+    for batch in epochs(training(file, hyp, image_size=(64, 160)), 10):
+        assert len(batch.targets) == len(batch.images)
+        for number, _, *box in batch.targets.tolist():
+            bright = (batch.images[int(number), 0] > 190).nonzero()
+            low, high = bright.min(dim=0).values.flip(0), bright.max(dim=0).values.flip(0) + 1
+            expected = xywh_to_xyxy(torch.tensor(box)) * torch.tensor((160, 64, 160, 64))
+            torch.testing.assert_close(torch.cat((low, high)).float(), expected, rtol=0, atol=2.6)
+            sides.append((expected[2:] - expected[:2]).tolist())
+    assert np.ptp(sides, axis=0).min() > 20
+
+
+def test_recipes_that_leave_something_out_say_so(make_data, caplog):
+    file = make_data()
+    with caplog.at_level(logging.INFO):
+        training(file, replace(SLIM, mosaic=1.0))
+        assert "with mosaic 1 all images are" in caplog.text
+        caplog.clear()
+        training(file, SLIM)
+        training(file, PLAIN)
+        assert "mosaic" not in caplog.text
+        training(file, replace(PLAIN, paste_in=0.5), rect=True)
+        assert "--rect: without mosaic, mixup and paste_in" in caplog.text
 
 
 def test_an_image_that_goes_bad_meanwhile_does_not_stop_training(tmp_path, make_data, monkeypatch, caplog):

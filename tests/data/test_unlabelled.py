@@ -12,6 +12,7 @@ import torch
 
 import data.labels
 import data.store
+from data.augment import paste_in
 from data.dataset import Sample, collate_quad
 from data.loader import train_loader
 from data.sampler import TrainSampler, rectangles
@@ -413,3 +414,29 @@ def test_broken_images_are_skipped_and_named(make, tmp_path, caplog):
         (tmp_path / f"images/pool/{index}.png").write_text("no image")
     with pytest.raises(UserError, match="unlabelled: none of its 3 images can be used"):
         training(file)
+
+
+# -- pasted objects ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_pasted_into_unlabelled_images_nor_taken_from_them(make, monkeypatch):
+    """What a teacher labels should be there, and of an unlabelled image no object is known."""
+    loader = training(make(), replace(PLAIN, paste_in=1.0, mosaic=0.5))
+    plain = training(make(), replace(PLAIN, mosaic=0.5))
+    taken = []
+    monkeypatch.setattr(
+        "data.dataset.paste_in", lambda picture, sources, rng: taken.append(sources) or paste_in(picture, sources, rng)
+    )
+    pasted = 0
+    for batch, other in zip(epochs(loader), epochs(plain), strict=True):
+        assert batch.paths == other.paths
+        for index, labelled in enumerate(batch.labelled.tolist()):
+            own = (batch.targets[:, 0] == index).sum()
+            if labelled:
+                pasted += int(own > (other.targets[:, 0] == index).sum())
+            else:
+                assert own == 0
+                assert torch.equal(batch.images[index], other.images[index])
+    assert pasted > 5
+    assert len(taken) == 2 * LABELLED
+    assert all(len(source.boxes) for sources in taken for source in sources)

@@ -19,6 +19,7 @@ from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
 from engine.trainer import Trainer, wrap
 from losses.anchor import AnchorLoss
+from losses.build import build_criterion
 from models.graph import read_spec
 from models.yolo import Model
 from utils.hyp import Balance, Hyp, Schedule, TeacherRole
@@ -43,10 +44,10 @@ def distillation(**recipe: Any) -> DistillationTask:
     torch.manual_seed(0)
     hyp = Hyp(**{"schedule": Schedule(kind="cosine", end=0.1, off_epochs=1), **recipe})
     student, teacher = (Model(read_spec(name), 2, ("a", "b")) for name in ("yolov5p", "yolov5n"))
-    criterion = AnchorLoss(student.head, hyp, (SIZE, SIZE))
+    criterion = build_criterion(student.head, hyp, (SIZE, SIZE))
 
     def criterion_of(model: Model) -> AnchorLoss:
-        return AnchorLoss(model.head, hyp, (SIZE, SIZE))
+        return build_criterion(model.head, hyp, (SIZE, SIZE))
 
     teachers = [] if any(role.kind == "self" for role in hyp.teachers) else [teacher]
     return build_distillation(student, criterion, teachers, hyp, gains=criterion.gains, criterion_of=criterion_of)

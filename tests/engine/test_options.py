@@ -55,7 +55,7 @@ def test_defaults_are_those_of_yolov5() -> None:
     assert (options.hyp, options.optimizer, options.seed, options.close_mosaic) == (("scratch-low",), None, 0, 0)
     assert (options.project, options.name, options.lr_decay, options.amp) == ("runs/train", "exp", "linear", "auto")
     evaluation = val(MINE)
-    assert (evaluation.batch_size, evaluation.conf_thres, evaluation.iou_thres) == (16, 0.001, 0.6)
+    assert (evaluation.batch_size, evaluation.conf_thres, evaluation.iou_thres) == (16, 0.001, None)
     assert (evaluation.max_det, evaluation.rect, evaluation.task, evaluation.project) == (300, True, "val", "runs/val")
 
 

@@ -4,72 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import complete_box_iou
 
-from losses import LOSSES
-from losses.anchor import AnchorLoss, Gains, rescaled_gains
-from utils.types import Batch, Prediction
-
-ANCHORS_PX = (
-    ((10, 13), (16, 30), (33, 23)),
-    ((30, 61), (62, 45), (59, 119)),
-    ((116, 90), (156, 198), (373, 326)),
-)
-STRIDES = (8, 16, 32)
+from losses.anchor import AUXILIARY, AnchorLoss, Gains, rescaled_gains
+from utils.hyp import Hyp
+from utils.types import Prediction
 
 
-@dataclass
-class Head:
-    """As much of a detection head as the loss looks at."""
+@pytest.fixture
+def criterion(head_with) -> Callable[..., AnchorLoss]:
+    def make(num_classes: int = 3, size: tuple[int, int] = (64, 96), **hyp) -> AnchorLoss:
+        recipe = Hyp(**hyp)
+        return AnchorLoss(head_with(num_classes), recipe, size, Gains(recipe.box, recipe.obj, recipe.cls))
 
-    num_classes: int
-    anchors: Tensor
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """As much of a recipe."""
-
-    box: float = 0.05
-    obj: float = 1.0
-    cls: float = 0.5
-    cls_pw: float = 1.0
-    obj_pw: float = 1.0
-    anchor_t: float = 4.0
-    fl_gamma: float = 0.0
-    label_smoothing: float = 0.0
-
-
-def head_with(num_classes: int, anchors_px=ANCHORS_PX, strides=STRIDES) -> Head:
-    scaled = torch.tensor(anchors_px, dtype=torch.float32) / torch.tensor(strides, dtype=torch.float32)[:, None, None]
-    return Head(num_classes, scaled)
-
-
-def criterion(num_classes: int = 3, size: tuple[int, int] = (64, 96), **hyp) -> AnchorLoss:
-    recipe = Recipe(**hyp)
-    return AnchorLoss(head_with(num_classes), recipe, size, Gains(recipe.box, recipe.obj, recipe.cls))
-
-
-def levels_of(images: int = 2, num_classes: int = 3, size: tuple[int, int] = (64, 96)) -> tuple[Tensor, ...]:
-    shapes = [(images, 3, size[0] // s, size[1] // s, 5 + num_classes) for s in STRIDES]
-    return tuple(torch.randn(shape).requires_grad_() for shape in shapes)
-
-
-def batch_of(targets: Tensor, images: int = 2, labelled: list[bool] | None = None) -> Batch:
-    known = torch.tensor(labelled if labelled is not None else [True] * images)
-    return Batch(torch.zeros(images, 3, 64, 96), targets, known)
-
-
-def some_targets(count: int = 12, images: int = 2, num_classes: int = 3) -> Tensor:
-    image = torch.randint(images, (count, 1))
-    label = torch.randint(num_classes, (count, 1))
-    return torch.cat((image, label, torch.rand(count, 2), torch.rand(count, 2) * 0.5 + 0.05), dim=1)
+    return make
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
@@ -84,20 +36,9 @@ def recorded_names() -> list[str]:
     return [f"v5-{name}{end}" for name in weights for end in ("", "-no-targets")] + ["v5-one-class"]
 
 
-@pytest.fixture(scope="module")
-def recorded(root) -> dict:
-    content = json.loads((root / "tests/assets/losses-v5.json").read_text())
-    return {case["name"]: case | {"targets": content["targets"][case["targets"]]} for case in content["cases"]}
-
-
-def recorded_levels(case: dict) -> tuple[Tensor, ...]:
-    """Drawn by the rule that goes with the recorded numbers."""
-    rng = np.random.default_rng(case["level_seed"])
-    levels = []
-    for shape in case["level_shapes"]:
-        lowered = np.array([0, 0, 0, 0, 2] + [1.5] * (shape[-1] - 5))
-        levels.append(torch.tensor((rng.normal(0, 1, shape) - lowered).astype(np.float32), requires_grad=True))
-    return tuple(levels)
+@pytest.fixture
+def recorded(root, cases_in) -> dict:
+    return cases_in(root / "tests/assets/losses-v5.json")
 
 
 def test_every_recorded_case_is_tested(recorded):
@@ -105,79 +46,29 @@ def test_every_recorded_case_is_tested(recorded):
 
 
 @pytest.mark.parametrize("name", recorded_names())
-def test_loss_and_gradients_equal_the_recorded_ones(recorded, name):
-    case = recorded[name]
-    levels, images = recorded_levels(case), case["level_shapes"][0][0]
-    targets = torch.tensor(case["targets"], dtype=torch.float32).reshape(-1, 6)
-    recipe = Recipe(**case["hyp"])
-    head = head_with(case["level_shapes"][0][-1] - 5, case["anchors_px"], case["stride"])
-    loss = AnchorLoss(head, recipe, tuple(case["image_height_width"]), Gains(recipe.box, recipe.obj, recipe.cls))
-
-    terms = loss(Prediction(levels), batch_of(targets, images))
-    summed = total(terms) * images
-    summed.backward()
-
-    assert list(terms) == ["box", "obj", "cls"]
-    assert [t.item() for t in terms.values()] == pytest.approx(case["items"], rel=1e-4)
-    assert summed.item() == pytest.approx(case["total"], rel=1e-4)
-    assert [float(v.grad.norm()) for v in levels] == pytest.approx(case["gradient_norms"], rel=1e-4)
-    assert [float(v.grad.abs().sum()) for v in levels] == pytest.approx(case["gradient_sums_abs"], rel=1e-4)
+def test_loss_and_gradients_equal_the_recorded_ones(recorded, replay, name):
+    for field, value in replay(recorded[name], AnchorLoss)._asdict().items():
+        assert value == pytest.approx(recorded[name][field], rel=1e-6), field
 
 
 # -- a loop over offsets, anchors and targets --------------------------------------------------------------------------
 
 
-def slow_terms(levels: tuple[Tensor, ...], targets: Tensor, head: Head, recipe: Recipe) -> list[Tensor]:
-    """Box, objectness and class terms, cell by cell, as they are defined."""
-    box_term = obj_term = cls_term = torch.zeros(())
-    for level, anchors, balance in zip(levels, head.anchors, (4.0, 1.0, 0.4), strict=True):
-        _, num_anchors, height, width, _ = level.shape
-        wanted = torch.zeros(level.shape[:4])
-        box_losses, class_losses = [], []
-        for step_x, step_y in ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1)):
-            for a in range(num_anchors):
-                for image, label, x, y, w, h in targets.tolist():
-                    x, y, w, h = x * width, y * height, w * width, h * height
-                    factors = [w / float(anchors[a, 0]), h / float(anchors[a, 1])]
-                    if max(max(f, 1 / f) for f in factors) >= recipe.anchor_t:
-                        continue
-                    # a neighbour counts where the centre lies in the half of the cell next to it; measured from the
-                    # other end for right and down, so that a centre just between two cells has its own cell twice
-                    if (step_x == -1 and (x % 1 >= 0.5 or x <= 1)) or (step_y == -1 and (y % 1 >= 0.5 or y <= 1)):
-                        continue
-                    left_over, below = width - x, height - y
-                    if step_x == 1 and (left_over % 1 >= 0.5 or left_over <= 1):
-                        continue
-                    if step_y == 1 and (below % 1 >= 0.5 or below <= 1):
-                        continue
-                    column, row = min(int(x + step_x / 2), width - 1), min(int(y + step_y / 2), height - 1)
-                    raw = level[int(image), a, row, column]
-                    centre = raw[:2].sigmoid() * 2 - 0.5 + torch.tensor([column, row])
-                    half = (raw[2:4].sigmoid() * 2) ** 2 * anchors[a] / 2
-                    box = torch.cat((centre - half, centre + half))
-                    aim = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-                    overlap = complete_box_iou(box[None], aim[None])[0, 0]
-                    box_losses.append(1 - overlap)
-                    wanted[int(image), a, row, column] = overlap.detach().clamp(min=0)
-                    aims = torch.full((head.num_classes,), recipe.label_smoothing / 2)
-                    aims[int(label)] = 1 - recipe.label_smoothing / 2
-                    probability = raw[5:].sigmoid()
-                    class_losses.append(-(aims * probability.log() + (1 - aims) * (1 - probability).log()))
-        if box_losses:
-            box_term = box_term + torch.stack(box_losses).mean()
-            cls_term = cls_term + torch.stack(class_losses).mean()
-        probability = level[..., 4].sigmoid()
-        entropy = -(wanted * probability.log() + (1 - wanted) * (1 - probability).log())
-        obj_term = obj_term + balance * entropy.mean()
-    return [recipe.box * box_term, recipe.obj * obj_term, recipe.cls * cls_term]
+@pytest.fixture
+def expected_terms(slow_terms, slow_ratio_matches, head_with) -> Callable[..., list[Tensor]]:
+    def make(levels: tuple[Tensor, ...], targets: Tensor, **hyp) -> list[Tensor]:
+        head = head_with(levels[0].shape[-1] - 5)
+        return slow_terms(levels, slow_ratio_matches(levels, targets, head), targets, head, Hyp(**hyp))
+
+    return make
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_equals_a_loop_over_targets(smoothing):
+def test_loss_equals_a_loop_over_targets(smoothing, criterion, expected_terms, levels_of, batch_of, some_targets):
     levels, targets = levels_of(), some_targets(20)
     loss = criterion(label_smoothing=smoothing)
     terms = list(loss(Prediction(levels), batch_of(targets)).values())
-    expected = slow_terms(levels, targets, head_with(3), Recipe(label_smoothing=smoothing))
+    expected = expected_terms(levels, targets, label_smoothing=smoothing)
     assert torch.allclose(torch.stack(terms), torch.stack(expected), rtol=1e-4)
     ours = torch.autograd.grad(sum(terms), levels)
     theirs = torch.autograd.grad(sum(expected), levels)
@@ -186,17 +77,17 @@ def test_loss_equals_a_loop_over_targets(smoothing):
 
 @pytest.mark.parametrize("x", [0.0, 1e-6, 0.5, 1 - 1e-6, 1.0])
 @pytest.mark.parametrize("y", [0.0, 0.3, 1.0])
-def test_targets_at_borders_stay_in_the_map(x, y):
+def test_targets_at_borders_stay_in_the_map(x, y, criterion, expected_terms, levels_of, batch_of):
     levels, targets = levels_of(), torch.tensor([[1, 2, x, y, 0.3, 0.3]])
     terms = list(criterion()(Prediction(levels), batch_of(targets)).values())
-    expected = slow_terms(levels, targets, head_with(3), Recipe())
+    expected = expected_terms(levels, targets)
     assert torch.allclose(torch.stack(terms), torch.stack(expected), rtol=1e-4)
 
 
 # -- edges -------------------------------------------------------------------------------------------------------------
 
 
-def test_no_targets_leave_objectness_alone_with_a_gradient():
+def test_no_targets_leave_objectness_alone_with_a_gradient(criterion, levels_of, batch_of):
     levels = levels_of()
     terms = criterion()(Prediction(levels), batch_of(torch.zeros(0, 6)))
     total(terms).backward()
@@ -204,7 +95,7 @@ def test_no_targets_leave_objectness_alone_with_a_gradient():
     assert all(level.grad.isfinite().all() and level.grad[..., 4].abs().min() > 0 for level in levels)
 
 
-def test_targets_that_no_anchor_fits_are_background():
+def test_targets_that_no_anchor_fits_are_background(criterion, levels_of, batch_of):
     levels = levels_of()
     sliver = torch.tensor([[0, 1, 0.5, 0.5, 0.9, 0.0001], [1, 1, 0.5, 0.5, 0.0, 0.0]])
     terms = criterion()(Prediction(levels), batch_of(sliver))
@@ -212,7 +103,7 @@ def test_targets_that_no_anchor_fits_are_background():
     assert terms == nothing
 
 
-def test_a_single_class_has_no_class_term():
+def test_a_single_class_has_no_class_term(criterion, levels_of, batch_of, some_targets):
     levels = levels_of(num_classes=1)
     terms = criterion(num_classes=1)(Prediction(levels), batch_of(some_targets(num_classes=1)))
     total(terms).backward()
@@ -220,7 +111,7 @@ def test_a_single_class_has_no_class_term():
     assert all(level.grad[..., 5:].abs().max() == 0 for level in levels)
 
 
-def test_unlabelled_images_have_no_part_in_any_term():
+def test_unlabelled_images_have_no_part_in_any_term(criterion, levels_of, batch_of, some_targets):
     levels, targets = levels_of(images=3), some_targets(30, images=3)
     loss = criterion()
     masked = loss(Prediction(levels), batch_of(targets, 3, [True, False, True]))
@@ -234,7 +125,7 @@ def test_unlabelled_images_have_no_part_in_any_term():
     assert all(level.grad[1].abs().max() == 0 for level in levels)
 
 
-def test_without_labelled_images_all_terms_are_zero_and_in_the_graph():
+def test_without_labelled_images_all_terms_are_zero_and_in_the_graph(criterion, levels_of, batch_of, some_targets):
     levels = levels_of()
     terms = criterion()(Prediction(levels), batch_of(some_targets(), labelled=[False, False]))
     total(terms).backward()
@@ -242,23 +133,22 @@ def test_without_labelled_images_all_terms_are_zero_and_in_the_graph():
     assert all(level.grad.abs().max() == 0 for level in levels)
 
 
-def test_the_last_match_of_a_cell_gives_its_objectness():
+def test_the_last_match_of_a_cell_gives_its_objectness(criterion, expected_terms, levels_of, batch_of):
     # the same cell and anchor twice; the boxes differ, so their overlaps do
     first, second = [0, 0, 0.52, 0.52, 0.3, 0.3], [0, 1, 0.52, 0.52, 0.5, 0.5]
     levels = levels_of()
     terms = {}
     for name, rows in (("first", [first]), ("second", [second]), ("both", [first, second])):
         terms[name] = criterion()(Prediction(levels), batch_of(torch.tensor(rows)))["obj"]
-    recipe, head = Recipe(), head_with(3)
     for rows in ([first, second], [second, first]):
-        expected = slow_terms(levels, torch.tensor(rows), head, recipe)[1]
+        expected = expected_terms(levels, torch.tensor(rows))[1]
         obtained = criterion()(Prediction(levels), batch_of(torch.tensor(rows)))["obj"]
         assert obtained.item() == pytest.approx(expected.item(), rel=1e-5)
     swapped = criterion()(Prediction(levels), batch_of(torch.tensor([second, first])))["obj"]
     assert terms["both"] != swapped
 
 
-def test_crowded_cells_give_the_same_bits_each_time():
+def test_crowded_cells_give_the_same_bits_each_time(criterion, levels_of, batch_of, some_targets):
     levels = levels_of()
     targets = some_targets(300)
     targets[:, 2:4] = 0.5 + targets[:, 2:4] * 0.02
@@ -267,7 +157,7 @@ def test_crowded_cells_give_the_same_bits_each_time():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_levels_are_judged_in_float32(dtype):
+def test_half_precision_levels_are_judged_in_float32(dtype, criterion, levels_of, batch_of, some_targets):
     levels = tuple(level.detach().to(dtype).requires_grad_() for level in levels_of())
     targets = some_targets()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -281,7 +171,7 @@ def test_half_precision_levels_are_judged_in_float32(dtype):
 
 @pytest.mark.parametrize("extreme", [-1e4, -30.0, 30.0, 1e4])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5])
-def test_saturated_predictions_have_finite_gradients(extreme, gamma):
+def test_saturated_predictions_have_finite_gradients(extreme, gamma, criterion, levels_of, batch_of, some_targets):
     levels = tuple(torch.full_like(level, extreme).requires_grad_() for level in levels_of())
     terms = criterion(fl_gamma=gamma)(Prediction(levels), batch_of(some_targets()))
     total(terms).backward()
@@ -289,7 +179,7 @@ def test_saturated_predictions_have_finite_gradients(extreme, gamma):
     assert all(level.grad.isfinite().all() for level in levels)
 
 
-def test_duplicate_rows_of_objects_of_one_image_do_not_touch_another():
+def test_duplicate_rows_of_objects_of_one_image_do_not_touch_another(criterion, levels_of, batch_of, some_targets):
     levels, targets = levels_of(), some_targets(20)
     targets[:, 0] = 1
     terms = criterion()(Prediction(levels), batch_of(targets))
@@ -297,7 +187,7 @@ def test_duplicate_rows_of_objects_of_one_image_do_not_touch_another():
     assert all(level.grad[0].abs().max() == 0 for level in levels)
 
 
-def test_the_loss_falls_to_its_floor_when_trained():
+def test_the_loss_falls_to_its_floor_when_trained(criterion, levels_of, batch_of, some_targets):
     levels, targets = levels_of(), some_targets(6)
     optimizer = torch.optim.Adam(levels, lr=0.2)
     values = []
@@ -310,32 +200,85 @@ def test_the_loss_falls_to_its_floor_when_trained():
     assert values[-1] < 0.15 * values[0]
 
 
+# -- matched by the overlap of shapes ----------------------------------------------------------------------------------
+
+
+def test_assigned_by_iou_the_loss_equals_a_loop(
+    criterion, head_with, levels_of, batch_of, some_targets, slow_terms, slow_iou_matches, slow_overlapping
+):
+    levels, targets, head = levels_of(), some_targets(20), head_with(3)
+    terms = list(criterion(assign="iou", ignore_iou=0.4)(Prediction(levels), batch_of(targets)).values())
+
+    matches = slow_iou_matches(levels, targets, head)
+    answers = {(number, *answer[:4]) for number, own in enumerate(matches) for answer in own}
+    above = slow_overlapping(levels, targets, head, 0.4)
+    ignored = above - answers
+    expected = slow_terms(levels, matches, targets, head, Hyp(), ignored)
+    assert ignored and ignored != above
+    assert torch.allclose(torch.stack(terms), torch.stack(expected), rtol=1e-4)
+    ours = torch.autograd.grad(sum(terms), levels)
+    theirs = torch.autograd.grad(sum(expected), levels)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_ignored_predictions_have_no_objectness_gradient_and_others_keep_theirs(
+    criterion, head_with, levels_of, batch_of, some_targets, slow_iou_matches, slow_overlapping
+):
+    levels, targets, head = levels_of(), some_targets(20), head_with(3)
+    gradients = []
+    for highest in (0.4, 1.0):
+        terms = criterion(assign="iou", ignore_iou=highest)(Prediction(levels), batch_of(targets))
+        gradients.append([x[..., 4] for x in torch.autograd.grad(terms["obj"], levels)])
+    answers = slow_iou_matches(levels, targets, head)
+    ignored = slow_overlapping(levels, targets, head, 0.4) - {(n, *a[:4]) for n, own in enumerate(answers) for a in own}
+    for number, (some, every) in enumerate(zip(*gradients, strict=True)):
+        felt = torch.ones_like(every, dtype=torch.bool)
+        for place in ignored:
+            if place[0] == number:
+                felt[place[1:]] = False
+        assert every.abs().min() > 0
+        assert torch.equal(some, every * felt)
+
+
+def test_assigned_by_iou_nothing_to_find_is_background(criterion, levels_of, batch_of):
+    levels = levels_of()
+    for targets in (torch.zeros(0, 6), torch.tensor([[0, 1, 0.5, 0.5, 0.3, 0.0]])):
+        terms = criterion(assign="iou")(Prediction(levels), batch_of(targets))
+        plain = criterion()(Prediction(levels), batch_of(torch.zeros(0, 6)))
+        assert terms == plain
+        total(terms).backward()
+
+
+def test_assigned_by_iou_unlabelled_images_have_no_part(criterion, levels_of, batch_of, some_targets):
+    levels, targets = levels_of(), some_targets(20)
+    terms = criterion(assign="iou", ignore_iou=0.3)(Prediction(levels), batch_of(targets, labelled=[True, False]))
+    total(terms).backward()
+    alone = tuple(level[:1] for level in levels)
+    own = targets[targets[:, 0] == 0]
+    expected = criterion(assign="iou", ignore_iou=0.3)(Prediction(alone), batch_of(own, images=1))
+    assert all(terms[name].item() == pytest.approx(expected[name].item(), rel=1e-6) for name in terms)
+    assert all(level.grad[1].abs().max() == 0 for level in levels)
+
+
 # -- its surroundings --------------------------------------------------------------------------------------------------
 
 
 def test_gains_are_rescaled_by_levels_classes_and_size():
-    recipe = Recipe(box=0.05, obj=1.0, cls=0.5)
+    recipe = Hyp(box=0.05, obj=1.0, cls=0.5)
     assert rescaled_gains(recipe, 3, 80, (640, 640)) == pytest.approx((0.05, 1.0, 0.5))
     assert rescaled_gains(recipe, 4, 20, (320, 640)) == pytest.approx((0.0375, 0.375, 0.09375))
 
 
-def test_gains_of_the_recipe_are_rescaled_unless_given():
-    loss = AnchorLoss(head_with(3), Recipe(), (64, 96))
-    assert loss.gains == rescaled_gains(Recipe(), 3, 3, (64, 96))
+def test_gains_of_the_recipe_are_rescaled_unless_given(head_with):
+    loss = AnchorLoss(head_with(3), Hyp(), (64, 96))
+    assert loss.gains == rescaled_gains(Hyp(), 3, 3, (64, 96))
 
 
-def test_the_recipe_is_not_edited():
-    recipe = Recipe()
-    before = asdict(recipe)
-    AnchorLoss(head_with(3), recipe, (64, 96))(Prediction(levels_of()), batch_of(some_targets()))
-    assert asdict(recipe) == before
-
-
-def test_the_head_is_neither_owned_nor_copied():
+def test_the_head_is_neither_owned_nor_copied(head_with, levels_of, batch_of, some_targets):
     module = torch.nn.Conv2d(1, 1, 1)
     module.num_classes = 3
     module.anchors = head_with(3).anchors
-    loss = AnchorLoss(module, Recipe(), (64, 96))
+    loss = AnchorLoss(module, Hyp(), (64, 96))
     assert not list(loss.parameters()) and not loss.state_dict()
 
     levels, batch = levels_of(), batch_of(some_targets())
@@ -344,13 +287,13 @@ def test_the_head_is_neither_owned_nor_copied():
     assert loss(Prediction(levels), batch)["box"] != before
 
 
-def test_auxiliary_levels_are_ignored():
-    levels, batch = levels_of(), batch_of(some_targets())
-    assert criterion()(Prediction(levels, levels_of()), batch) == criterion()(Prediction(levels), batch)
-
-
-def test_the_shelf_names_the_loss():
-    assert LOSSES["anchor"] is AnchorLoss
+def test_auxiliary_levels_are_judged_alike_and_count_a_quarter(criterion, levels_of, batch_of, some_targets):
+    levels, beside, batch = levels_of(), levels_of(), batch_of(some_targets())
+    both = criterion()(Prediction(levels, beside), batch)
+    lead, auxiliary = criterion()(Prediction(levels), batch), criterion()(Prediction(beside), batch)
+    assert AUXILIARY == 0.25
+    for name, value in both.items():
+        assert value.item() == pytest.approx(lead[name].item() + 0.25 * auxiliary[name].item(), rel=1e-6)
 
 
 def test_the_whole_reference_is_recorded_here(shared, recorded):

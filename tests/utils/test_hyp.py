@@ -51,6 +51,15 @@ PUBLISHED = {
     ),
 }  # fmt: skip
 
+# what YOLOv7's files have otherwise, and besides
+SEVEN = dict(lrf=0.1, cls=0.3, obj=0.7, translate=0.2, scale=0.9, mixup=0.15, paste_in=0.15, loss_ota=1)
+PUBLISHED_V7 = {
+    "p5": SEVEN,
+    "p6": SEVEN | dict(lrf=0.2),
+    "tiny": dict(mixup=0.05, paste_in=0.05, loss_ota=1),
+    "custom": SEVEN | dict(scale=0.5, mixup=0.0, paste_in=0.0),
+}
+
 
 def message(**keys: object) -> str:
     with pytest.raises(UserError) as caught:
@@ -69,12 +78,23 @@ def test_a_published_file_loads_unchanged_and_is_our_recipe_of_that_name(name: s
     assert read_hyp(f"data/hyps/hyp.{name}.yaml") == published
 
 
+@pytest.mark.parametrize("name", PUBLISHED_V7)
+def test_a_published_file_of_yolov7_loads_unchanged_and_is_our_recipe(name: str, tmp_path: Path) -> None:
+    values = SHARED | PUBLISHED_V7[name]
+    file = tmp_path / f"hyp.scratch.{name}.yaml"
+    file.write_text("# a published file\n" + "".join(f"{key}: {value}\n" for key, value in values.items()))
+    published = read_hyp(file)
+    for key, value in values.items():
+        assert key == "iou_t" or getattr(published, key) == value
+    assert read_hyp(f"data/hyp.scratch.{name}.yaml") == published
+    assert read_hyp(f"v7-{name}") == published
+
+
 def test_unused_keys_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         hyp_from_dict({"iou_t": 0.2, "loss_ota": 1, "lr0": 0.02}, "hyp/theirs.yaml")
     (record,) = caplog.records
-    assert record.getMessage().startswith("hyp/theirs.yaml: not used here: iou_t (")
-    assert "loss_ota" in record.getMessage()
+    assert record.getMessage() == "hyp/theirs.yaml: not used here: iou_t (matching is by anchor_t)"
 
 
 def test_the_default_recipe_is_scratch_low() -> None:
@@ -102,6 +122,11 @@ def test_every_recipe_survives_writing(file: Path, tmp_path: Path) -> None:
         ("hyp.Objects365.yaml", "objects365"),
         ("hyp.no-augmentation.yaml", "no-augmentation"),
         ("finetune", "finetune"),
+        ("data/hyp.scratch.p5.yaml", "v7-p5"),
+        ("/content/yolov7/data/hyp.scratch.p6.yaml", "v7-p6"),
+        ("hyp.scratch.tiny.yaml", "v7-tiny"),
+        ("scratch.custom", "v7-custom"),
+        ("hyp/v7-p5.yaml", "v7-p5"),
     ],
 )
 def test_names_in_peoples_notes_are_our_files(
@@ -125,7 +150,9 @@ def test_a_folder_called_like_a_recipe_is_not_in_the_way(monkeypatch: pytest.Mon
     assert resolve_hyp("demo") == ROOT / "hyp" / "demo.yaml"
 
 
-@pytest.mark.parametrize("name", ["mine/scratch-low.yaml", "scratch-lo", "data/hyp.scratch.p5.yaml"])
+@pytest.mark.parametrize(
+    "name", ["mine/scratch-low.yaml", "scratch-lo", "data/hyp.scratch.p9.yaml", "mine/hyp.scratch.p5.yaml"]
+)
 def test_other_names_are_refused_with_what_there_is(name: str) -> None:
     with pytest.raises(UserError, match=rf"--hyp {name}: no such file; (did .*\? )?our recipes: .*scratch-low"):
         resolve_hyp(name)
@@ -149,12 +176,21 @@ def test_layer_lists_of_different_length() -> None:
     ("key", "value"),
     [
         *(("lr0", value) for value in (0, -1)),
-        *((key, value) for key in ("mosaic", "mixup", "fliplr", "flipud", "copy_paste") for value in (-0.1, 1.1)),
+        *((key, value) for key in ("mosaic", "mixup", "copy_paste", "paste_in", "expand") for value in (-0.1, 1.1)),
+        *((key, value) for key in ("fliplr", "flipud", "photometric") for value in (-0.1, 1.1)),
+        ("expand_ratio", 0.9),
+        *(("min_iou_crop", value) for value in (0.5, [0.0, 0.5], [1.0])),
+        *(("fixed_crop", value) for value in ([0, 0, 1], [0.5, 0, 0.5, 1], [0, 0.6, 1, 0.4], [0, 0, 1, 1.1])),
+        ("letterbox", 0),
         *((key, -0.1) for key in ("box", "cls", "obj", "warmup_epochs", "weight_decay", "fl_gamma", "degrees")),
         ("momentum", 1),
         ("label_smoothing", 1),
         ("scale", 1),
         ("anchor_t", 0.5),
+        *(("loss_ota", value) for value in (-1, 2, 0.5, True)),
+        *(("assign", value) for value in ("ota", 1)),
+        *(("assign_iou", value) for value in (-0.1, 1)),
+        *(("ignore_iou", value) for value in (0, 1.1)),
         ("anchors", 0.5),
         ("anchors", [[1, 2, 3]]),
         ("anchors", [[1, 2], [1, 2, 3, 4]]),
@@ -185,9 +221,30 @@ def test_numbers_out_of_range_are_refused_by_key(key: str, value: object) -> Non
     assert key in found
 
 
+def test_who_answers_is_said_in_one_way() -> None:
+    hyp = hyp_from_dict({}, "x")
+    assert (hyp.loss_ota, hyp.assign, hyp.assign_iou, hyp.ignore_iou) == (0, "ratio", 0.5, 0.7)
+    assert message(assign="iu") == "hyp/mine.yaml: assign: got 'iu'; did you mean 'iou'? known: ratio, iou"
+    assert message(assign="iou", loss_ota=1).endswith("set loss_ota: 0")
+
+
 @pytest.mark.parametrize("anchors", [3, 3.4, ((10.0, 13.0, 16.0, 30.0), (30.0, 61.0, 62.0, 45.0))])
 def test_anchors_are_a_number_a_level_or_the_anchors_themselves(anchors: object) -> None:
     assert hyp_from_dict({"anchors": anchors}, "x").anchors == anchors
+
+
+def test_the_slim_recipe_shows_whole_pictures_stretched_and_makes_no_mosaics() -> None:
+    hyp = read_hyp("yolov3-slim")
+    assert (hyp.lr0, hyp.momentum, hyp.weight_decay, hyp.optimizer) == (1e-3, 0.9, 5e-4, "SGD")
+    assert (hyp.assign, hyp.assign_iou, hyp.ignore_iou) == ("iou", 0.5, 0.7)
+    assert (hyp.letterbox, hyp.fixed_crop, hyp.mosaic) == (False, (0, 0, 1, 1), 0)
+    assert hyp.photometric and hyp.expand and hyp.min_iou_crop == (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def test_keys_of_the_picture_are_off_where_nobody_sets_them() -> None:
+    hyp = hyp_from_dict({}, "x")
+    assert (hyp.paste_in, hyp.photometric, hyp.expand, hyp.min_iou_crop) == (0, 0, 0, ())
+    assert (hyp.fixed_crop, hyp.letterbox) == (None, True)
 
 
 def test_no_key_is_the_default_and_an_empty_mapping_is_none_of_it() -> None:
