@@ -64,12 +64,7 @@ def test_anchors_of_yolov7_and_v5_are_matched_by_shape(draw_batch, caplog):
 
 
 def test_yolov7_teaches_its_tiny_by_the_layers_that_people_name(draw_batch):
-    task = task_of(
-        model_of("yolov7-tiny"),
-        model_of("yolov7"),
-        ("v7-tiny", "fgd-yolov7"),
-        student_kd_layers=(57, 65, 73),
-    ).train()
+    task = task_of(model_of("yolov7-tiny"), model_of("yolov7"), ("v7-tiny", "fgd-yolov7-tiny")).train()
     terms = task(draw_batch(size=128))
     assert list(terms) == ["box", "obj", "cls", "kd_fgd_layer57", "kd_fgd_layer65", "kd_fgd_layer73"]
     channels = [(pair.student.channels, pair.teacher.channels) for pair in task.courses[0].pairs]

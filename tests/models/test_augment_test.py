@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from models.augment_test import _padded, _restored, augmented
+from models.spec import read_spec
+from models.yolo import Model
 from utils.types import Prediction
 
 
@@ -67,3 +69,24 @@ def test_a_model_augments_and_gives_the_features_of_the_unscaled_pass(small):
     cells = [8 * 12 + 4 * 6, 8 * 12 + 4 * 6 + 2 * 3, 4 * 4 + 2 * 2]
     assert decoded.shape == (2, 3 * sum(cells), 8)
     assert torch.equal(decoded[:, : 3 * cells[0]], full[:, : 3 * cells[0]])
+
+
+@pytest.mark.parametrize("name", ["yolov7-tiny", "yolov3-tiny", "yolov3-slim"])
+def test_every_family_augments_and_gives_features(name):
+    model = Model(read_spec(name), 3).eval()
+    image = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        whole = model.predict(image)
+        several, (feature,) = model(image, augment=True, extra_features=[4])
+    assert several.shape[2] == 8 and several.shape[1] > whole.shape[1]
+    assert feature.shape[:2] == (1, model.feature_info[4].channels)
+    levels = sum(rows.shape[1:4].numel() for rows in model(image).levels[:-1])
+    assert torch.equal(several[:, :levels], whole[:, :levels])  # the largest cells of the full size are left out
+
+
+def test_auxiliary_levels_are_no_part_of_it(auxiliary):
+    image = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        several = auxiliary(image, augment=True)
+        layers = auxiliary.fuse()(image, augment=True)
+    torch.testing.assert_close(several, layers, rtol=1e-3, atol=1e-3)
