@@ -35,8 +35,8 @@ Matched = Sequence[tuple["FeatureInfo", "FeatureInfo"]]  # student layers beside
 Pair = FeaturePair | FlowPair
 
 # what a hyp file that does not say otherwise gets
-DEFAULT_OUTPUTS: Methods = MappingProxyType({"bckd": {"weight": 0.2}})
-DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"weight": 0.05, "min_stride": 16}})  # the finest is half its cost
+DEFAULT_OUTPUTS: Methods = MappingProxyType({"bckd": {}})
+DEFAULT_FEATURES: Methods = MappingProxyType({"cwd": {"min_stride": 16}})  # of which the finest level is half the cost
 
 COMMON = ("weight", "clip", "gradient_gain")  # options of every method, beside its own
 COMMON_FEATURES = (*COMMON, "strides", "min_stride", "cutmix")  # and of every feature loss

@@ -64,6 +64,7 @@ class TinyDetector(nn.Module):
         self.head = TinyHead(channels, strides, num_classes, anchors or ANCHORS)
         self.feature_info = tuple(FeatureInfo(i, channels, stride) for i, stride in enumerate(all_strides))
         self.head_inputs = tuple(range(1, len(all_strides)))
+        self.auxiliary_layers = frozenset()
         self.num_classes, self.named = num_classes, names is not None
         self.names = tuple(names or (str(index) for index in range(num_classes)))
         self.calls: list[int] = []  # how many layers each pass ran, head included
