@@ -114,8 +114,9 @@ def known_specs() -> Iterator[ModelSpec]:
     for name, (file, scale) in family_scales().items():
         spec = _scaled(_load(file), scale, name)
         yield spec
-        if deployed(spec).head != spec.head:
-            yield deployed(spec)
+        inference = deployed(spec)
+        if inference.head != spec.head:
+            yield inference
 
 
 @functools.cache  # our own files, which don't change under a run

@@ -9,7 +9,8 @@ from torch import Tensor
 from distill.options import positive, share
 from distill.outputs.base import Sides
 from distill.outputs.cellwise import BACKGROUND, CellsLoss
-from losses.anchor import Matcher, Matches, decode, overlap_map
+from losses.anchor import overlap_map
+from losses.matching import Matcher, Matches, decode
 from losses.terms import bbox_iou
 from utils.types import Batch, Prediction
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.options import choice
 from distill.temperature import Temperature
-from losses.anchor import decode
+from losses.matching import decode
 from losses.terms import IouKind, bbox_iou
 
 # Two boxes without area have no overlap, equal or not, and a slope without bounds. In this unit what keeps an overlap
