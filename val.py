@@ -108,10 +108,11 @@ def load(options: ValOptions, device: torch.device) -> list[Candidate]:
     candidates = []
     for role, weights, cfg in roles(options):
         path = resolve_weights(weights)
-        model, transfer = load_model(str(path), cfg or None)
+        checkpoint = read_checkpoint(path)
+        model, transfer = load_model(checkpoint, cfg or None)
         if transfer is not None and transfer.skipped:
             logging.warning("%s: %s", path, transfer.line())
-        trained = read_checkpoint(path).meta.get("hyp")
+        trained = checkpoint.meta.get("hyp")
         hyp = None if trained is None else hyp_from_dict(trained, str(path), quiet=True)
         candidates.append(Candidate(role, path, model.to(device), hyp))
     return candidates

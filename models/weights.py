@@ -80,7 +80,7 @@ def _interpreted(path: Path, content: Any) -> Checkpoint:
 
 
 def load_model(
-    weights: str,
+    weights: str | Checkpoint,
     cfg: str | None = None,
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
@@ -91,7 +91,7 @@ def load_model(
     """A model with its weights, float32, on the CPU, in training mode.
 
     Args:
-        weights: a file, a published name, or '' for a model from scratch, of `cfg`.
+        weights: a file, a published name, what was read of one, or '' for a model from scratch, of `cfg`.
         cfg: the architecture; None takes that of the weights.
         num_classes: None takes the number of `names`, else of the weights, else of `cfg`.
         names: of the classes; None takes those of the weights where the numbers agree.
@@ -101,7 +101,10 @@ def load_model(
     Raises:
         UserError: nothing to build from, or nothing of the weights fits.
     """
-    checkpoint = read_checkpoint(resolve_weights(weights)) if weights else None
+    if isinstance(weights, str):
+        checkpoint = read_checkpoint(resolve_weights(weights)) if weights else None
+    else:
+        checkpoint = weights
     spec = _architecture(cfg, checkpoint)
     stands = anchors is not None or (anchors_from_cfg and bool(cfg))
     spec = _with_anchors(spec, anchors, None if stands or checkpoint is None else anchors_in(checkpoint.state))
