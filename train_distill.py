@@ -183,7 +183,7 @@ def settle_anchors(
 ) -> None:
     """The student's anchors: those of a frozen teacher whose outputs are imitated, else its own, checked or new ones.
 
-    Teachers that learn along then have the student's.
+    Teachers that learn along then have the student's, or their own where the student has none.
     """
     import torch
 
@@ -191,9 +191,11 @@ def settle_anchors(
     keeps_own = bool(session.options.anchors) or not use_outputs or not frozen
     if keeps_own or not takes_anchors(session, student, frozen[0]):
         session.fit_anchors(student)
-    own = student.head
-    for other in (teacher.head for teacher in teachers if teacher not in frozen):
-        if other.anchors.shape == own.anchors.shape and torch.equal(other.strides, own.strides):
+    for teacher in (teacher for teacher in teachers if teacher not in frozen and not teacher.spec.anchor_free):
+        own, other = student.head, teacher.head
+        if student.spec.anchor_free:
+            session.fit_anchors(teacher)
+        elif other.anchors.shape == own.anchors.shape and torch.equal(other.strides, own.strides):
             other.set_anchors_px(own.anchors_px)
 
 
@@ -207,7 +209,9 @@ def takes_anchors(session: Session[DistillOptions], student: Model, teacher: Mod
     from distill.outputs.base import head_strides
 
     own, other = student.head, teacher.head
-    if session.continues() or own.num_anchors != other.num_anchors:
+    if session.continues() or student.spec.anchor_free or teacher.spec.anchor_free:
+        return False
+    if own.num_anchors != other.num_anchors:
         return False
     anchors, taught = own.anchors_px.clone(), other.anchors_px.to(own.anchors.device)
     for level, teachers in by_stride(head_strides(own), head_strides(other)):

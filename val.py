@@ -6,6 +6,7 @@
     python val.py --weights student.pt baseline.pt --t_weights teacher.pt --data my.yaml
     python val.py --weights yolov5s.pt --data coco.yaml --save-json               # pycocotools' scores beside ours
     python val.py --weights yolov5s.pt --data coco128.yaml --task speed --half --device 0
+    python val.py --weights yolo26n.pt --data coco.yaml --nms                     # its other branch, with suppression
 
 Who is who: the first of --weights is the student, --t_weights the teacher, and further --weights are baselines (the
 student trained without a teacher). Without --t_weights the last of several --weights is the teacher.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from engine.evaluator import Detections, Evaluator, Report
     from models.yolo import Model
     from utils.hyp import Hyp
+    from utils.metrics import CurveEnd
 
 FEW_CLASSES = 30  # up to which a table lists every class unasked
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # --task speed: what a deployed model runs with
@@ -55,6 +57,7 @@ def validate(options: ValOptions) -> list[Contender]:
     from data.spec import read_data
     from distill.compare import class_table, conclude, contender, write_metrics
     from engine.precision import choose_device, describe
+    from engine.start import family_of
     from utils.files import run_folder
 
     device = choose_device(options.device)
@@ -65,7 +68,8 @@ def validate(options: ValOptions) -> list[Contender]:
     if not options.single_cls:  # then whatever is found counts
         refuse_strangers(candidates, data)
     stride = max(one.model.stride for one in candidates)
-    evaluator = build_evaluator(options, data, device, stride, shown_alike(candidates))
+    family = family_of(candidates[0].model.spec)
+    evaluator = build_evaluator(options, data, device, stride, family.curve_end, shown_alike(candidates))
     folder = run_folder(options.project, options.name, options.exist_ok)
     print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
 
@@ -112,6 +116,8 @@ def load(options: ValOptions, device: torch.device) -> list[Candidate]:
         model, transfer = load_model(checkpoint, cfg or None)
         if transfer is not None and transfer.skipped:
             logging.warning("%s: %s", path, transfer.line())
+        if options.nms and model.spec.two_branches:
+            model.head.use("one_to_many")
         trained = checkpoint.meta.get("hyp")
         hyp = None if trained is None else hyp_from_dict(trained, str(path), quiet=True)
         candidates.append(Candidate(role, path, model.to(device), hyp))
@@ -145,9 +151,14 @@ def refuse_strangers(candidates: Sequence[Candidate], data: DataSpec) -> None:
 
 
 def build_evaluator(
-    options: ValOptions, data: DataSpec, device: torch.device, stride: int, hyp: Hyp | None = None
+    options: ValOptions,
+    data: DataSpec,
+    device: torch.device,
+    stride: int,
+    curve_end: CurveEnd = "line",
+    hyp: Hyp | None = None,
 ) -> Evaluator:
-    """One evaluator for all models: the same images, shown as `hyp` says, the same batches."""
+    """One evaluator for all models: the same images, shown as `hyp` says, the same batches, one way to count."""
     from data.loader import eval_loader
     from engine.evaluator import Evaluator
     from engine.run import rounded_size
@@ -174,6 +185,7 @@ def build_evaluator(
         augment=options.augment,
         single_class=options.single_cls,
         names=data.names,
+        curve_end=curve_end,
         fuse=True,
         collect=not speed,
     )

@@ -42,10 +42,12 @@ from distill.outputs import OUTPUTS
 from distill.task import DistillationTask
 from distill.teacher import Teacher, watch
 from engine.precision import autocast, choose_device, choose_precision, teacher_precision
+from engine.start import family_of
 from engine.task import DetectionTask
 from losses.build import build_criterion
 from models.weights import load_model
 from utils.errors import exits_cleanly
+from utils.family import for_family
 from utils.hyp import Hyp, read_hyp
 from utils.registry import find
 from utils.reproduce import seed_everything
@@ -84,13 +86,14 @@ class Bench:
         self.options = options
         self.device = choose_device(options.device)
         self.precision = choose_precision(self.device, "auto")
-        self.hyp = read_hyp(*options.recipe)
         data, size = read_data(options.data), (options.imgsz, options.imgsz)
         self.student, _ = load_model(options.weights, num_classes=data.num_classes, names=data.names)
         self.teacher, _ = load_model(options.t_weights)
         for model in (self.student, self.teacher):
             model.to(self.device).to(memory_format=torch.channels_last)
-        self.student.head.set_anchors_px(self.teacher.head.anchors_px)
+        if not (self.student.spec.anchor_free or self.teacher.spec.anchor_free):
+            self.student.head.set_anchors_px(self.teacher.head.anchors_px)
+        self.hyp = for_family(read_hyp(*options.recipe), family_of(self.student.spec))
         self.criterion = build_criterion(self.student.head, self.hyp, size).to(self.device)
         loader = train_loader(data, self.hyp, image_size=size, batch_size=options.batch_size, stride=32, seed=0)
         self.batch: Batch = next(iter(loader)).to(self.device, torch.channels_last)
@@ -98,7 +101,7 @@ class Bench:
     def task(self, **methods: Any) -> DistillationTask:
         hyp: Hyp = replace(self.hyp, teachers=(), phases=(), **methods)
         half = teacher_precision(self.device, self.precision)
-        gains = self.criterion.gains
+        gains: Any = self.criterion.gains
         return build_distillation(
             self.student, self.criterion, [self.teacher], hyp, gains=gains, frozen=lambda model: Teacher(model, half)
         ).train()

@@ -31,11 +31,15 @@ class Checked(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-def label_path(image: str) -> str:
-    """Where the labels of an image are: the last `/images/` of its path becomes `/labels/`, its suffix `.txt`."""
+def label_path(image: str, folder: str = "labels") -> str:
+    """Where the labels of an image are: the last `/images/` of its path becomes `/labels/`, its suffix `.txt`.
+
+    Args:
+        folder: takes the place of `labels` for what else lies beside images.
+    """
     head, found, tail = image.rpartition(f"{os.sep}images{os.sep}")
     stem = os.path.splitext(tail)[0]  # noqa: PTH122 - a million times
-    return f"{head}{os.sep}labels{os.sep}{stem}.txt" if found else f"{stem}.txt"
+    return f"{head}{os.sep}{folder}{os.sep}{stem}.txt" if found else f"{stem}.txt"
 
 
 def scan(images: Sequence[str], num_classes: int | None, where: str) -> Scanned:

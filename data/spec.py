@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data import visdrone
 from data.archive import fetch, read_archives
 from data.drawn import CLASSES, drawn_folder, read_settings
 from data.images import list_folder
-from utils.config import read_yaml
+from utils.config import pick, read_yaml
 from utils.dist import main_first
 from utils.errors import UserError, nearest
 from utils.files import ROOT
@@ -23,6 +24,7 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = ("unlabelled", "unlabeled")  # the key as people spell it
 FOLDER = ROOT / "data"
 DATASETS = ROOT.parent / "datasets"  # where downloads go, beside the repository
+FORMATS = ("visdrone",)  # of annotations, from which labels can be written
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class DataSpec:
 
 
 def read_data(name: str | Path) -> DataSpec:
-    """The data set of a YAML file, or of a name such as 'coco128'; fetched or drawn first if it can be.
+    """The data set of a YAML file, or of a name such as 'coco128'; fetched or drawn first if it can be, and its labels
+    converted if it asks for that.
 
     All ranks must call it: rank 0 makes what they share before the others look.
 
@@ -76,6 +79,11 @@ def read_data(name: str | Path) -> DataSpec:
             content.pop("download", None)
         path, found = _locate(content, file)
         unlabelled = _unlabelled(content, path, file)
+        if content.get("convert") is not None:
+            pick(str(content["convert"]), FORMATS, f"{file}: convert")
+            for split, sources in found.items():
+                images = [image for source in sources for image in list_images(source, path)]
+                visdrone.write_labels(images, f"{file}: {split}")
     return DataSpec(
         path=path,
         train=found["train"],

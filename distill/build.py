@@ -11,6 +11,7 @@ from torch import nn
 from distill.balance import DynamicWeightAverage
 from distill.classes import ClassMap, match_classes
 from distill.course import Course, Guide
+from distill.gains import Gains, output_gains
 from distill.guides import Average, OnlineTeacher
 from distill.methods import (
     DEFAULT_FEATURES,
@@ -23,6 +24,7 @@ from distill.methods import (
     output_losses,
 )
 from distill.outputs import OutputLoss
+from distill.outputs.base import Sides
 from distill.pairs import match_layers
 from distill.pseudo import pseudo_labels
 from distill.schedule import Schedule
@@ -34,7 +36,7 @@ from utils.errors import UserError
 from utils.hyp import TeacherRole
 
 if TYPE_CHECKING:
-    from losses.anchor import Gains
+    from losses import anchor, tal
     from models.yolo import Model
     from utils.hyp import Hyp
 
@@ -57,7 +59,7 @@ def build_distillation(
     teachers: Sequence[Model],
     hyp: Hyp,
     *,
-    gains: Gains,
+    gains: anchor.Gains | tal.Gains,
     epochs: int | None = None,
     frozen: Callable[[Model], Teacher] = Teacher,
     criterion_of: Callable[[Model], nn.Module] | None = None,
@@ -67,7 +69,7 @@ def build_distillation(
     Args:
         teachers: in the order of the recipe's roles, but for roles of kind "self", which have none. Frozen ones are
             copied; an online one is trained itself.
-        gains: of the detection loss, rescaled (`losses.anchor.rescaled_gains`); output losses multiply by them.
+        gains: of the detection loss; output losses multiply by `distill.gains.output_gains` of them.
         epochs: of the run, so that a recipe that does not fit into it is refused at once.
         frozen: makes the guide of a frozen teacher: its number format, device, image size.
         criterion_of: the detection loss of an online teacher.
@@ -83,7 +85,7 @@ def build_distillation(
             "outputs or features in the hyp file, and pass --d_feature for features"
         )
     check_phases(hyp.phases, outputs, features)
-    pupil = Pupil(model, hyp, outputs, features, gains)
+    pupil = Pupil(model, hyp, outputs, features, output_gains(model.head, gains))
     roles = hyp.teachers or (TeacherRole(),) * len(teachers)
     waiting = iter(teachers)
     courses = []
@@ -139,8 +141,10 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
         confidence = hyp.pseudo_labels
         labeller = functools.partial(pseudo_labels, head=guide.head, class_map=classes, confidence=confidence)
     if pupil.outputs and classes is not None:
-        own = {"anchor_t": hyp.anchor_t}  # what a loss may take from the recipe unless its own options say otherwise
-        losses, weighings = output_losses(pupil.outputs, pupil.model, teacher, classes, pupil.gains, own)
+        # what a loss may take from the recipe unless its own options say otherwise: how targets find their cells
+        own = {name: getattr(hyp, name) for name in ("anchor_t", "tal_topk", "tal_alpha", "tal_beta", "small_objects")}
+        sides = Sides(pupil.model.head, guide.head, classes, pupil.gains)
+        losses, weighings = output_losses(pupil.outputs, sides, own)
     pairs, others = _pairs(pupil, teacher, role)
     scaled = {name: one.scaled(weight) for name, one in (weighings | others).items()}
     scale = guide.image_scale if isinstance(guide, Teacher) else (1.0, 1.0)
@@ -151,6 +155,7 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
         pairs,
         scaled,
         Translator(pupil.model.head, guide.head, scale) if needs_cells else None,
+        pupil.model.head_inputs,
         difficulty_power=hyp.difficulty,
         labeller=labeller,
         suffix=suffix,

@@ -11,6 +11,7 @@ from distill.guides import Average, OnlineTeacher
 from distill.methods import Pair
 from distill.outputs import OutputLoss
 from distill.outputs.base import head_strides
+from distill.outputs.view import side_by_side
 from distill.pairs import Lesson
 from distill.teacher import Teacher
 from distill.translate import Translator
@@ -23,13 +24,17 @@ Guide = Teacher | Average | OnlineTeacher
 class Shown(NamedTuple):
     """What a teacher made of a batch."""
 
-    prediction: Prediction | None  # in its own anchors and image size; None unless something asks for it
+    prediction: Prediction | None  # its dense levels, in its own anchors and image size; None unless asked for
     maps: dict[int, Tensor]  # by layer
     loss: Tensor | None  # of a teacher that learns: its own
 
 
 class Course(nn.Module):
     """A guide, the output losses and feature pairs through which it is heard, and their weights.
+
+    Heads with two branches teach and learn by the one-to-many branch. The one-to-one branch reads maps that it does not
+    move, so it could teach the layers before the head nothing; and a teacher's, which suppresses all but one cell of an
+    object, is no soft label for a branch in which many answer.
 
     A frozen teacher sits in a tuple, into which nn.Module does not look: neither optimised, nor synchronised, nor
     saved. Teachers that move are submodules.
@@ -39,6 +44,7 @@ class Course(nn.Module):
         weighings: by term name without the suffix.
         translator: of the guide's prediction into the student's anchors and grid; needed by output losses and by
             `difficulty`.
+        head_layers: of the student, that its head reads; needed by output losses that `needs_maps`.
         difficulty_power: of the weights of images, 0 for none.
         labeller: makes labels of the guide's prediction, for images that have none.
         suffix: of all term names, where a task has several courses.
@@ -51,6 +57,7 @@ class Course(nn.Module):
         pairs: Sequence[Pair],
         weighings: Mapping[str, Weighing],
         translator: Translator | None = None,
+        head_layers: Sequence[int] = (),
         difficulty_power: float = 0.0,
         labeller: Callable[[Batch, Prediction], Batch] | None = None,
         suffix: str = "",
@@ -63,6 +70,7 @@ class Course(nn.Module):
         self.pairs = nn.ModuleList(pairs)
         self.weighings = dict(weighings)
         self.translator = translator
+        self.head_layers = tuple(head_layers)
         self.difficulty_power = difficulty_power
         self.labeller = labeller
         self.suffix = suffix
@@ -103,7 +111,7 @@ class Course(nn.Module):
         for pair in self._pairs():
             pair.requires_grad_(pair.name + self.suffix in self.active)
         if isinstance(self.guide, OnlineTeacher):
-            self.guide.model.requires_grad_(bool(self.active))
+            self.guide.learn(bool(self.active))
 
     def after_step(self, student: nn.Module) -> None:
         """Averages follow what they average."""
@@ -116,8 +124,10 @@ class Course(nn.Module):
 
     @property
     def student_layers(self) -> set[int]:
-        """Whose maps the active pairs compare."""
-        return {layer for pair in self._active_pairs() for layer in pair.student_layers}
+        """Whose maps the active pairs compare, or active output losses look at."""
+        layers = {layer for pair in self._active_pairs() for layer in pair.student_layers}
+        reads_maps = any(loss.needs_maps for _, loss in self._active_outputs())
+        return layers | set(self.head_layers) if reads_maps else layers
 
     def show(self, batch: Batch) -> Shown:
         """Runs the guide as far as the active terms need it."""
@@ -129,18 +139,23 @@ class Course(nn.Module):
             loss, (prediction, maps) = self.guide.study(batch, layers, wants)
         else:
             prediction, maps = self.guide(batch.images, layers, want_prediction=wants)
+        if prediction is not None:
+            head: Any = self.guide.head
+            prediction = Prediction(head.dense(prediction))
         return Shown(prediction, dict(zip(layers, maps, strict=True)), loss)
 
     def forward(self, prediction: Prediction, maps: dict[int, Tensor], shown: Shown, batch: Batch) -> dict[str, Tensor]:
         """The student's prediction and maps by layer, beside what the guide has shown -> active terms, weighed."""
         taught = shown.prediction
         if taught is not None and self.translator is not None:
+            prediction = Prediction(self.translator.heads[0].dense(prediction))
             taught = self.translator.translate(taught, prediction)
         if self.difficulty_power > 0 and taught is not None:
             prediction, maps = emphasised(prediction, maps, self._difficulty(prediction, taught))
         terms = {}
         for name, loss in self._active_outputs():
-            terms[f"kd_{name}{self.suffix}"] = self.weighings[f"kd_{name}"](loss(prediction, taught, batch))
+            extra = ([maps[layer] for layer in self.head_layers],) if loss.needs_maps else ()
+            terms[f"kd_{name}{self.suffix}"] = self.weighings[f"kd_{name}"](loss(prediction, taught, batch, *extra))
         for pair in self._active_pairs():
             lesson = Lesson(batch, pair.grid, shown.prediction, self.guide.head, self.guide_strides)
             own_maps = [maps[layer] for layer in pair.student_layers]
@@ -151,9 +166,10 @@ class Course(nn.Module):
     def _difficulty(self, prediction: Prediction, taught: Prediction) -> Tensor:
         """(B,) weights of the images; `taught` in the student's anchors and grid."""
         assert self.translator is not None, "asked for by whoever sets difficulty_power"
-        levels = self.translator.level_pairs
-        own = [prediction.levels[level][..., 4] for level, _ in levels]
-        return difficulty(own, [taught.levels[level][..., 4] for _, level in levels], self.difficulty_power)
+        translator = self.translator
+        views = list(side_by_side(translator.heads, translator.level_pairs, prediction, taught))
+        own, other = ([side.certainty() for side in sides] for sides in zip(*views, strict=True))
+        return difficulty(own, other, self.difficulty_power)
 
     def _pairs(self) -> list[Any]:
         return list(self.pairs)

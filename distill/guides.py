@@ -37,6 +37,7 @@ class Average(nn.Module):
         super().__init__()
         self._ema = (_Mean(model, decay),)
         self.model: Any = self._ema[0].model
+        self.model.head.use("one_to_many")  # see `distill.course.Course`
         super().train(False)
 
     @property
@@ -82,11 +83,17 @@ class OnlineTeacher(nn.Module):
         self.model: Any = model
         self.criterion = criterion
         self.average = Average(model, decay) if decay else None
+        self._learners = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
 
     @property
     def head(self) -> nn.Module:
         head: nn.Module = self.model.head
         return head
+
+    def learn(self, active: bool) -> None:
+        """Whether it learns or rests; what has never asked for a gradient (the bins of DFL) does not in either case."""
+        for parameter in self._learners:
+            parameter.requires_grad_(active)
 
     def study(self, batch: Batch, layers: Sequence[int], want_prediction: bool) -> tuple[Tensor, Shown]:
         """Its own detection loss, and what it shows: of itself, or of its average."""

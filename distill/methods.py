@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from distill.classes import ClassMap
 from distill.features import FEATURES, FeatureLoss
 from distill.levels import report_unmatched
 from distill.options import not_negative, positive, share, whole
@@ -23,8 +22,6 @@ from utils.phases import ALL_TERMS
 from utils.registry import build, find
 
 if TYPE_CHECKING:
-    from losses.anchor import Gains
-    from models.yolo import Model
     from utils.phases import Phase
     from utils.types import FeatureInfo
 
@@ -85,7 +82,7 @@ def _own(options: Mapping[str, Any], common: Sequence[str]) -> dict[str, Any]:
 
 
 def output_losses(
-    methods: Methods, student: Model, teacher: Model, classes: ClassMap, gains: Gains, shared: Mapping[str, Any]
+    methods: Methods, sides: Sides, shared: Mapping[str, Any]
 ) -> tuple[dict[str, OutputLoss], dict[str, Weighing]]:
     """Losses by name, and weights by term name.
 
@@ -93,7 +90,6 @@ def output_losses(
         shared: options that a loss which knows them takes, unless it is given its own.
     """
     losses, weighings = {}, {}
-    sides = Sides(student.head, teacher.head, classes, gains)
     for name, options in methods.items():
         taken = inspect.signature(find("output loss", name, OUTPUTS)).parameters
         own = {key: value for key, value in shared.items() if key in taken} | _own(options, COMMON)

@@ -244,4 +244,8 @@ def _layer(who: str, model: Model, index: int) -> FeatureInfo:
             f"{who}_kd_layers: layer {index} is of the auxiliary levels, which only learn along; take another"
         )
     info: FeatureInfo = layers[index]
+    if info.maps > 1:
+        raise UserError(
+            f"{who}_kd_layers: layer {index} puts out {info.maps} maps; take one that puts out a single map"
+        )
     return info

@@ -49,7 +49,9 @@ class Teacher(nn.Module):
         image_scale: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.model: Any = copy.deepcopy(model).eval().fuse()
+        self.model: Any = copy.deepcopy(model).eval()
+        self.model.head.use("one_to_many")  # see `distill.course.Course`; fusing drops the other branch
+        self.model.fuse()
         if half is not None:
             # anchors and strides stay exact: in half precision boxes of a 1280 px image would be off by pixels
             geometry = {name: buffer.clone() for name, buffer in self.model.head.named_buffers(recurse=False)}
@@ -57,8 +59,8 @@ class Teacher(nn.Module):
             for name, buffer in geometry.items():
                 setattr(self.model.head, name, buffer)
         self.requires_grad_(False)
-        # The losses ask the head for anchors, strides and decoding where the predictions end up. All that a head holds
-        # besides is a 1x1 convolution a level, so it is copied whole.
+        # The losses ask the head for anchors, strides, decoding and towers where the predictions end up. It is a small
+        # part of its model, so it is copied whole.
         self._head_at_home = () if home is None or home == device else (copy.deepcopy(self.model.head).to(home),)
         self.model.to(device).to(memory_format=torch.channels_last)
         self.image_scale = image_scale

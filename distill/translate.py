@@ -11,6 +11,8 @@ from torch import Tensor
 
 from distill.levels import by_stride
 from distill.outputs.base import head_strides
+from distill.outputs.view import has_anchors
+from utils.errors import UserError
 from utils.types import Prediction
 
 log = logging.getLogger(__name__)
@@ -41,32 +43,34 @@ class Translator:
 
     Objectness and classes are handed on as they are. Where anchors and grids are the same, so are the tensors.
 
+    Where a head has no anchors there is nothing to translate: cells of one stride are the same, and what is compared in
+    them is read by `distill.outputs.view`. Both sides must then see images of one size.
+
     Which anchor takes from which is settled here, once: make it after the anchors are fitted to the data.
 
     Args:
-        student_head, teacher_head: heads with anchors, both on the device on which predictions come. This is no
-            nn.Module, so that neither is registered with whoever holds it.
+        student_head, teacher_head: both on the device on which predictions come. This is no nn.Module, so that neither
+            is registered with whoever holds it.
         image_scale: height and width of the teacher's images, in those of the student's; see `Teacher.image_scale`.
             It decides which anchors are alike; the exact factor of each batch follows from the grids.
 
     Raises:
-        UserError: no stride is common to both.
+        UserError: no stride is common to both; a head has no anchors and the images differ in size.
     """
 
     def __init__(self, student_head: Any, teacher_head: Any, image_scale: tuple[float, float] = (1.0, 1.0)) -> None:
-        self._heads = (student_head, teacher_head)
+        self.heads = (student_head, teacher_head)
         strides = head_strides(student_head)
-        self._levels = []
-        for own, other in by_stride(strides, head_strides(teacher_head)):
+        self.level_pairs = by_stride(strides, head_strides(teacher_head))  # student level, teacher level
+        self._levels: list[_Level] = []
+        if not has_anchors(student_head) or not has_anchors(teacher_head):
+            _require_one_size(student_head, teacher_head, image_scale)
+            return
+        for own, other in self.level_pairs:
             level = _matched(own, other, student_head, teacher_head, image_scale)
             self._levels.append(level)
             if not level.same_anchors or image_scale != (1.0, 1.0):
                 _report(strides[own], level, student_head, teacher_head, image_scale)
-
-    @property
-    def level_pairs(self) -> list[tuple[int, int]]:
-        """Student level, teacher level."""
-        return [(level.student, level.teacher) for level in self._levels]
 
     @torch.no_grad()
     def translate(self, taught: Prediction, student: Prediction) -> Prediction:
@@ -78,7 +82,7 @@ class Translator:
 
         Returns:
             (B, A, H, W, 5 + C) in the teacher's order of levels; those that the student does not have stay as they
-            are, as does `aux`.
+            are, as does `aux`, and everything where a head has no anchors.
         """
         levels = list(taught.levels)
         for level in self._levels:
@@ -90,7 +94,7 @@ class Translator:
         same_grid = tuple(taught.shape[2:4]) == grid
         if same_grid and level.same_anchors:
             return taught
-        student_head, teacher_head = self._heads
+        student_head, teacher_head = self.heads
         nearest = level.nearest.to(taught.device)
         boxes = teacher_head.decode_boxes(level.teacher, taught)  # (B, A', H', W', 4) float32
         if same_grid:
@@ -115,6 +119,20 @@ def nearest_anchors(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     overlap = inner / (student.prod(dim=-1)[:, None] + teacher.prod(dim=-1) - inner)
     best = overlap.max(dim=1)
     return best.indices, best.values
+
+
+def _require_one_size(student_head: Any, teacher_head: Any, image_scale: tuple[float, float]) -> None:
+    """Raises UserError unless cells of student and teacher are the same; says in the log which side has fewer."""
+    if image_scale != (1.0, 1.0):
+        who, head = ("student", student_head) if not has_anchors(student_head) else ("teacher", teacher_head)
+        raise UserError(
+            f"--t_imgsz: outputs of the {who}'s head ({type(head).__name__}), which has no anchors, are compared cell "
+            "by cell, so student and teacher must see images of one size; leave --t_imgsz out, or distil features only "
+            "(outputs: {})"
+        )
+    if has_anchors(student_head) != has_anchors(teacher_head):
+        who = "student" if has_anchors(student_head) else "teacher"
+        log.info("of the %s's anchors, the one of the highest score speaks for its cell", who)
 
 
 def _matched(own: int, other: int, student_head: Any, teacher_head: Any, image_scale: tuple[float, float]) -> _Level:

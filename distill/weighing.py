@@ -61,11 +61,11 @@ def emphasised(
 def difficulty(student: list[Tensor], teacher: list[Tensor], power: float) -> Tensor:
     """How far the student is from the teacher on each image: (B,) with mean 1.
 
-    Measured is the difference of objectness, over all cells, beside what the teacher believes in: an image full of
-    objects is not hard for their number.
+    Measured is the difference of objectness (of heads without: highest score), over all cells, beside what the teacher
+    believes in: an image full of objects is not hard for their number.
 
     Args:
-        student, teacher: objectness logits of matching levels, (B, ...) each.
+        student, teacher: how sure either is that something is there, logits of matching levels, (B, ...) each.
         power: 0 makes all images equal.
     """
     error = sum((own.float().sigmoid() - other.float().sigmoid()).abs().flatten(1).sum(1)

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from engine.classes import shared_classes
 from engine.precision import autocast, cpu_has_bf16
 from utils.boxes import clip, to_original, xywh_to_xyxy
-from utils.metrics import ConfusionMatrix, Evaluation, evaluate, match
-from utils.nms import non_max_suppression
+from utils.metrics import ConfusionMatrix, CurveEnd, Evaluation, evaluate, match
+from utils.nms import highest_scores, non_max_suppression
 from utils.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -62,10 +62,12 @@ class Evaluator:
     Args:
         loader: yields `Batch` with frames.
         conf, iou, max_det: of the non-maximum suppression; `iou` None is what each model's family is scored with.
+            Models that need no suppression (`head.nms_free`) have none, unless passes of several sizes are merged.
         half: float16 on CUDA, bfloat16 on CPUs that have it; decoding stays in float32.
         augment: test-time augmentation.
         single_class: every object is of class 0, whatever the model calls it.
         names: the classes of the data.
+        curve_end: how mAP is counted, see `utils.metrics`: as in the family of the student, for whatever is beside it.
         fuse: runs a copy of the model whose batch norms are folded into its convolutions, as it would be deployed.
         collect: keeps the detections of every image in the report.
     """
@@ -82,6 +84,7 @@ class Evaluator:
         augment: bool = False,
         single_class: bool = False,
         names: Sequence[str],
+        curve_end: CurveEnd = "line",
         fuse: bool = False,
         collect: bool = False,
     ) -> None:
@@ -94,6 +97,7 @@ class Evaluator:
         self.augment = augment
         self.single_class = single_class
         self.names = tuple(names)
+        self.curve_end = curve_end
         self.fuse = fuse
         self.collect = collect
 
@@ -120,9 +124,11 @@ class Evaluator:
     def _run(
         self, model: Model, known: list[tuple[int, int]] | None, criterion: nn.Module | None, progress: bool
     ) -> Report:
-        tally = _Tally(self.names)
+        tally = _Tally(self.names, self.curve_end)
         clock = _Clock(self.device)
-        overlap = model.spec.nms_iou if self.iou is None else self.iou
+        overlap: float | None = model.spec.nms_iou if self.iou is None else self.iou
+        if model.head.nms_free and not self.augment:
+            overlap = None
         losses: dict[str, float] = {}
         images, not_finite, kept = 0, 0, []
         with tqdm(self.loader, desc="evaluating", disable=not progress, dynamic_ncols=True, unit="batch") as bar:
@@ -133,7 +139,7 @@ class Evaluator:
                 decoded, terms = self._forward(model, moved, criterion)
                 clock.lap(1)
                 not_finite += int((~decoded.isfinite()).flatten(1).any(dim=1).sum())
-                found = self._suppress(decoded, known, overlap)
+                found = self._select(decoded, known, overlap)
                 clock.lap(2)
 
                 for name, value in terms.items():
@@ -170,15 +176,22 @@ class Evaluator:
         head: Any = model.head
         return head.decode(prediction.levels), criterion(prediction, batch) if criterion is not None else {}
 
-    def _suppress(self, decoded: Tensor, known: list[tuple[int, int]] | None, overlap: float) -> list[Tensor]:
-        """Detections (n, 6) of each image in pixels of the tensor, on the CPU; classes are those of the data."""
+    def _select(self, decoded: Tensor, known: list[tuple[int, int]] | None, overlap: float | None) -> list[Tensor]:
+        """Detections (n, 6) of each image in pixels of the tensor, on the CPU; classes are those of the data.
+
+        Args:
+            overlap: of suppression; None suppresses nothing.
+        """
         if known is not None:
             columns = [0, 1, 2, 3, 4, *(5 + own for own, _ in known)]
             decoded = decoded[..., columns]
         several = decoded.shape[-1] > 6
-        found = non_max_suppression(
-            decoded, self.conf, overlap, self.max_det, multi_label=several, agnostic=self.single_class
-        )
+        if overlap is None:
+            found = highest_scores(decoded, self.conf, self.max_det, multi_label=several and not self.single_class)
+        else:
+            found = non_max_suppression(
+                decoded, self.conf, overlap, self.max_det, multi_label=several, agnostic=self.single_class
+            )
         found = [detections.cpu() for detections in found]
         for detections in found:
             if self.single_class:
@@ -205,8 +218,9 @@ class Evaluator:
 class _Tally:
     """Collects what the scores are made of, image by image."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], curve_end: CurveEnd) -> None:
         self.names = tuple(names)
+        self.curve_end = curve_end
         self.confusion = ConfusionMatrix(len(names))
         self.stats: list[tuple[Any, ...]] = []
 
@@ -216,7 +230,7 @@ class _Tally:
         self.confusion.update(found, labels)
 
     def evaluation(self) -> Evaluation:
-        return evaluate(self.stats, self.names)
+        return evaluate(self.stats, self.names, self.curve_end)
 
 
 class _Clock:

@@ -125,19 +125,29 @@ TRAIN_FLAGS: Groups = (
         (
             _flag(
                 "--hyp",
-                "hyper-parameters: files, or ours in hyp/ (scratch-low, finetune ...); of several, later ones override",
+                "hyper-parameters: files, or ours in hyp/ (finetune ...; default scratch-low, for models without"
+                " anchors v8); of several, later ones override",
                 nargs="+",
                 metavar="FILE",
             ),
             _flag("--epochs", "passes over the training images", type=_number(int, low=1), metavar="N"),
             _flag("--batch-size", "images a batch, over all GPUs", also="--batch", type=_batch_size, metavar="N"),
-            _flag("--optimizer", f"{', '.join(OPTIMIZERS)}; default the recipe's, else SGD", type=_one_of(*OPTIMIZERS)),
+            _flag(
+                "--optimizer",
+                f"{', '.join(OPTIMIZERS)}; default the recipe's, else SGD, for models without anchors auto",
+                type=_one_of(*OPTIMIZERS),
+            ),
             _flag("--adam", "the same as --optimizer Adam", dest="optimizer", action="store_const", const="Adam"),
             _flag("--cos-lr", "cosine decay", dest="lr_decay", action="store_const", const="cosine"),
             _flag("--linear-lr", "linear decay (default)", dest="lr_decay", action="store_const", const="linear"),
             _flag("--poly-lr", "polynomial decay", dest="lr_decay", action="store_const", const="poly"),
             _flag("--label-smoothing", "default the recipe's", type=_number(float, low=0, below=1), metavar="E"),
-            _flag("--close-mosaic", "last N epochs without mosaic", type=_number(int, low=0), metavar="N"),
+            _flag(
+                "--close-mosaic",
+                "last N epochs without mosaic; default the recipe's, else 0, for models without anchors 10",
+                type=_number(int, low=0),
+                metavar="N",
+            ),
             _flag("--patience", "stop after N epochs without gain, 0 never", type=_number(int, low=0), metavar="N"),
             _flag("--clip-grad", "largest norm of the gradient", type=_number(float, above=0), metavar="X"),
             _switch("--noautoanchor", "keep the anchors even if they fit the data badly"),
@@ -252,7 +262,7 @@ VAL_FLAGS: Groups = (
             _flag("--conf-thres", "least confidence", also="--conf", type=_number(float, low=0, high=1), metavar="P"),
             _flag(
                 "--iou-thres",
-                "overlap of suppression (default: 0.6, of YOLOv7 0.65)",
+                "overlap of suppression (default: 0.6, of YOLOv7 0.65, of models without anchors 0.7)",
                 also="--iou",
                 type=_number(float, low=0, high=1),
                 metavar="P",
@@ -261,6 +271,7 @@ VAL_FLAGS: Groups = (
             _switch("--rect", "batches of one aspect ratio (default)"),
             _flag("--no-rect", "square batches", dest="rect", action="store_false"),
             _switch("--augment", "test-time augmentation"),
+            _switch("--nms", "of YOLOv10 and 26 the branch whose boxes overlap, with suppression"),
             _switch("--half", "half precision"),
         ),
     ),
@@ -303,7 +314,6 @@ ABSENT: Mapping[str, str] = MappingProxyType(
         "--save-hybrid": "labels and detections are not mixed; use --save-txt",
         "--dnn": "weights run in PyTorch only; leave it out",
         "--no-trace": "models are never traced; leave it out",
-        "--nms": "overlapping boxes are always suppressed; leave it out",
         "--autobatch": "there is no automatic batch size; use --batch-size",
     }
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.muon import MuSGD
 from utils.hyp import Hyp
 from utils.phases import stretch_at
 from utils.registry import find
@@ -24,6 +25,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": lambda groups, lr, momentum: torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True),
+    "MuSGD": lambda groups, lr, momentum: MuSGD(groups, lr=lr, momentum=momentum),
     "Adam": lambda groups, lr, momentum: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999)),
     "AdamW": lambda groups, lr, momentum: torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999)),
     "Adamax": lambda groups, lr, momentum: torch.optim.Adamax(groups, lr=lr, betas=(momentum, 0.999)),

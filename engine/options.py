@@ -19,7 +19,7 @@ from engine.command_line import parse, spelling
 from utils.config import from_mapping, read_yaml, to_mapping, write_mapping
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.hyp import DEFAULT, read_hyp
+from utils.hyp import read_hyp
 
 # what runs where the user names neither a model nor data; one flag of theirs replaces one entry
 DEMO: Mapping[str, Any] = MappingProxyType(
@@ -103,17 +103,17 @@ class Options(_Record):
 
     weights: str = "yolov5s.pt"  # '' is from scratch
     cfg: str = ""
-    hyp: tuple[str, ...] = (DEFAULT,)
+    hyp: tuple[str, ...] = ()  # the family's (`utils/family.py`)
     epochs: int = 100
     rect: bool = False
     multi_scale: bool = False
     quad: bool = False
     image_weights: bool = False
     cache: str = ""  # '', ram, disk
-    optimizer: str | None = None  # None: the recipe's, else SGD
+    optimizer: str | None = None  # None: the recipe's, else the family's
     lr_decay: str = "linear"  # linear, cosine, poly
     label_smoothing: float | None = None  # None: the recipe's
-    close_mosaic: int = 0
+    close_mosaic: int | None = None  # None: the recipe's, else the family's
     freeze: tuple[int, ...] = ()  # as given; see `frozen_layers`
     noautoanchor: bool = False
     anchors: str = ""  # auto, predicted
@@ -162,6 +162,7 @@ class ValOptions(_Teachers, _Record):
     max_det: int = 300
     rect: bool = True
     augment: bool = False
+    nms: bool = False
     half: bool = False
     save_txt: bool = False
     save_conf: bool = False

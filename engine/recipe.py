@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from engine.options import DistillOptions, Options
 from utils.errors import UserError
+from utils.family import ANCHOR_FREE, ANCHORS, Family, for_family, has_foreign_gains
 from utils.hyp import Hyp, TeacherRole, read_hyp
 
 log = logging.getLogger(__name__)
@@ -17,19 +18,44 @@ R = TypeVar("R", bound=Options)
 Methods = Mapping[str, Mapping[str, Any]]  # name of a loss -> its options
 
 
-def recipe(options: Options) -> Hyp:
+def recipe(options: Options, family: Family = ANCHORS) -> Hyp:
     """The hyper-parameters of this run: the files of --hyp, with what the command line says instead.
 
-    `optimizer` is a name afterwards, SGD where nobody chose. For a distillation, `outputs` and `features` are the
-    methods that are used (None: the default), and `teachers` has a role for each.
+    Whatever depends on the student's family has a value afterwards: optimizer, close_mosaic, and the gain of the box
+    loss. For a distillation, `outputs` and `features` are the methods that are used (None: the default), and `teachers`
+    has a role for each.
     """
-    hyp = read_hyp(*options.hyp)
+    if not options.hyp:
+        log.info("--hyp: %s, the default of models %s", family.recipe, family.kind)
+    hyp = read_hyp(*(options.hyp or (family.recipe,)))
     smoothing = hyp.label_smoothing if options.label_smoothing is None else options.label_smoothing
-    hyp = dataclasses.replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD", label_smoothing=smoothing)
+    closed = hyp.close_mosaic if options.close_mosaic is None else options.close_mosaic
+    hyp = dataclasses.replace(
+        hyp, optimizer=options.optimizer or hyp.optimizer, close_mosaic=closed, label_smoothing=smoothing
+    )
+    hyp = _told(hyp, for_family(hyp, family), family, options)
+    if hyp.close_mosaic and options.close_mosaic is None:
+        log.info("the last %d epochs have no mosaics (--close-mosaic 0 keeps them)", hyp.close_mosaic)
     if not isinstance(options, DistillOptions):
         return hyp
     outputs, features = _methods(options, hyp)
     return dataclasses.replace(hyp, teachers=teacher_roles(options, hyp), outputs=outputs, features=features)
+
+
+def _told(given: Hyp, hyp: Hyp, family: Family, options: Options) -> Hyp:
+    """`hyp`, having said what of the recipe it leaves out because the student is of the other kind."""
+    if has_foreign_gains(given, family):
+        gains = f"box {hyp.box:g}, cls {hyp.cls:g}, " + (
+            f"dfl {hyp.dfl:g}" if family is ANCHOR_FREE else f"obj {hyp.obj:g}"
+        )
+        other = "with anchors" if family is ANCHOR_FREE else "without anchors"
+        log.warning(
+            "--hyp %s: box %g is a gain for models %s; this one, %s, takes %s (--hyp %s has them)",
+            *(" ".join(options.hyp), given.box, other, family.kind, gains, family.recipe),
+        )
+    if given.anchors is not None and hyp.anchors is None:
+        log.info("--hyp %s: its anchors are not used, the student has none", " ".join(options.hyp))
+    return hyp
 
 
 def teacher_roles(options: DistillOptions, hyp: Hyp) -> tuple[TeacherRole, ...]:

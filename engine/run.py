@@ -32,15 +32,16 @@ from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
 from engine.recipe import recipe, whole_run
 from engine.runs import environment, find_run
+from engine.start import architecture, family_of, refuse_anchors, starting_point
 from engine.trainer import Trainer
-from losses.anchor import AnchorLoss
 from losses.build import build_criterion
 from models.summary import describe as summary
 from models.summary import layer_table
-from models.weights import load_model, read_checkpoint
+from models.weights import Checkpoint, load_model, read_checkpoint
 from models.yolo import Model
 from utils import dist
 from utils.errors import UserError
+from utils.family import ANCHORS, Family, for_family
 from utils.files import run_folder, write_text
 from utils.hyp import Hyp, hyp_to_dict, write_hyp
 from utils.reproduce import seed_everything
@@ -61,6 +62,8 @@ class Session(Generic[OptionsT]):
     precision: torch.dtype | None
     folder: Path
     resuming: bool
+    start: Checkpoint | None = None  # what is in the file of --weights, where it was read already
+    family: Family = ANCHORS  # of the student
     image_size: tuple[int, int] = (0, 0)
     loader: Any = None
     evaluator: Evaluator | None = None
@@ -83,7 +86,7 @@ class Session(Generic[OptionsT]):
             model, _ = load_model(str((folder or self.folder) / "weights" / "last.pt"))
         else:
             model, report = load_model(
-                self.options.weights,
+                self.options.weights if self.start is None else self.start,
                 self.options.cfg or None,
                 num_classes=self.data.num_classes,
                 names=self.data.names if self.data.named else None,
@@ -138,21 +141,31 @@ class Session(Generic[OptionsT]):
             # batches of val.py's size: how rectangular batches are padded, and so the scores, depend on it
             validation = eval_loader(self.data, "val", batch_size=ValOptions.batch_size, hyp=self.hyp, **common)
             self.evaluator = Evaluator(
-                validation, self.device, iou=None, half=half, single_class=options.single_cls, names=self.data.names
+                validation,
+                self.device,
+                iou=None,
+                half=half,
+                single_class=options.single_cls,
+                names=self.data.names,
+                curve_end=self.family.curve_end,
             )
 
     def fit_anchors(self, model: Model) -> None:
-        """Checks the anchors of a student against the labels; what is estimated instead, later students get too."""
-        if self.continues() or (self.options.noautoanchor and not model.head.provisional):
+        """Checks the anchors of a student against the labels; what is estimated instead, later students get too.
+
+        A head without anchors is passed over.
+        """
+        if model.spec.anchor_free or self.continues() or (self.options.noautoanchor and not model.head.provisional):
             return
         options, mode = self.options, self.options.anchors or "check"
         images, threshold = self.loader.dataset, self.hyp.anchor_t
         if fit_anchors(model, images, self.image_size, threshold, options.seed, mode, options.workers):
             self.anchors = model.head.anchors_px.flatten(1).tolist()
 
-    def criterion(self, model: Model) -> AnchorLoss:
-        head: Any = model.head
-        return build_criterion(head, self.hyp, self.image_size).to(self.device)
+    def criterion(self, model: Model) -> Any:
+        """The detection loss of a student, or of a teacher that learns along; its `gains` are the terms' weights."""
+        hyp = for_family(self.hyp, family_of(model.spec))  # such a teacher may be of the other kind
+        return build_criterion(model.head, hyp, self.image_size).to(self.device)
 
     def fit(
         self,
@@ -171,7 +184,8 @@ class Session(Generic[OptionsT]):
         if options.sync_bn:
             task = self._synchronised(task)
         iterations = options.epochs * len(self.loader)
-        chosen = choose(hyp.optimizer or "SGD", hyp, iterations, self.data.num_classes)
+        assert hyp.optimizer is not None, "`recipe` names one"
+        chosen = choose(hyp.optimizer, hyp, iterations, self.data.num_classes)
         decays = hyp.weight_decay * decay_scale(options.batch_size, hyp.nominal_batch)
         optimizer = build_optimizer(task, chosen, decays)
         plan = self.plan(folder, Timetable(chosen, hyp, options.lr_decay, options.batch_size))
@@ -214,7 +228,7 @@ class Session(Generic[OptionsT]):
             validate=not options.noval,
             save=not options.nosave,
             save_period=options.save_period,
-            close_mosaic=options.close_mosaic,
+            close_mosaic=hyp.close_mosaic or 0,
             multi_scale=options.multi_scale,
             quad=options.quad,
             image_weights=options.image_weights,
@@ -252,9 +266,12 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
     try:
         precision = choose_precision(device, options.amp)
         log.info("%s", describe(device, precision))
-        hyp = recipe(options)
+        start = starting_point(options, resumed_folder)
+        family = family_of(architecture(options, start))
+        hyp = recipe(options, family)
         if resumed_folder is None:
-            options = whole_run(options, hyp)
+            refuse_anchors(options, family)
+            options = whole_run(replace(options, hyp=options.hyp or (family.recipe,)), hyp)
         with dist.main_first():
             data = read_data(options.data)
         data = data.as_single_class() if options.single_cls else data
@@ -267,6 +284,8 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
             write_hyp(folder / "hyp.yaml", hyp)
             write_text(folder / "environment.yaml", yaml.safe_dump(environment(device), sort_keys=False))
         session = Session(options, hyp, data, device, precision, folder, resumed_folder is not None)
+        session.start = start if resumed_folder is None else None  # then it is the last checkpoint of the run
+        session.family = family
         with _tidy(session):
             yield session
     finally:

@@ -30,7 +30,10 @@ class DetectionTask(nn.Module):
         self.criterion = criterion
 
     def at(self, progress: Progress) -> None:
-        """Nothing here changes over time."""
+        """Passes it on to a criterion that changes over time."""
+        follow = getattr(self.criterion, "at", None)
+        if follow is not None:
+            follow(progress)
 
     def learners(self) -> list[list[nn.Parameter]]:
         """The model alone learns."""

@@ -15,9 +15,12 @@ scales the sum by the global batch.
 
 from losses.anchor import AnchorLoss
 from losses.ota import OtaLoss
+from losses.tal import TaskAlignedLoss
 
-# Both are for heads with anchors (v3, v5, v7), auxiliary levels included; `losses.build` chooses by the recipe.
-LOSSES: dict[str, type[AnchorLoss]] = {
+# "anchor" and "ota", of which the recipe chooses, are for heads with anchors (v3, v5, v7), auxiliary levels included;
+# "tal" is for heads without (v8 and later, v3u, v5u), of one branch or two. `losses.build` chooses.
+LOSSES: dict[str, type[AnchorLoss] | type[TaskAlignedLoss]] = {
     "anchor": AnchorLoss,
     "ota": OtaLoss,
+    "tal": TaskAlignedLoss,
 }

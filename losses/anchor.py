@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from losses.matching import IouMatcher, Matcher, Matches, decode, overlapping
 from losses.terms import bbox_iou, bce, smoothed
+from utils.family import ANCHORS, box_gain
 from utils.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def rescaled_gains(hyp: Hyp, num_levels: int, num_classes: int, image_size: tupl
     height, width = image_size
     levels = 3 / num_levels
     return Gains(
-        box=hyp.box * levels,
+        box=box_gain(hyp, ANCHORS) * levels,
         obj=hyp.obj * levels * height * width / 640**2,
         cls=hyp.cls * levels * num_classes / 80,
     )

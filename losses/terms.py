@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-7  # of the published losses; the smallest that still changes a float32 near 1
+BEFORE_LAST = 0.01  # bins: as far as distances go, so that there is always a bin above
 
 IouKind = Literal["iou", "giou", "diou", "ciou"]
 
@@ -95,3 +96,19 @@ def smoothed(epsilon: float) -> tuple[float, float]:
     Source: Szegedy et al. 2016, arXiv:1512.00567, in the binary form.
     """
     return 1 - epsilon / 2, epsilon / 2
+
+
+def distribution_focal(logits: Tensor, distances: Tensor) -> Tensor:
+    """Cross-entropy of distributions over 0, 1 ... R - 1 with distances between them: (..., 4, R), (..., 4) -> (...).
+
+    A distance is shared by the two bins beside it, the nearer has more. A mean over the four sides. What lies beyond
+    the bins is drawn to just before the last one.
+
+    Source: Li et al., "Generalized Focal Loss", NeurIPS 2020, arXiv:2006.04388.
+    """
+    distances = distances.clamp(0, logits.shape[-1] - 1 - BEFORE_LAST)
+    lower = distances.long()
+    share = (distances - lower)[..., None]  # of the bin above
+    beside = torch.stack((lower, lower + 1), dim=-1)
+    below, above = logits.log_softmax(dim=-1).gather(-1, beside).split(1, dim=-1)
+    return -(below * (1 - share) + above * share).mean(dim=(-2, -1))

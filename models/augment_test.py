@@ -55,7 +55,8 @@ def _restored(decoded: Tensor, shape: tuple[int, int], original: tuple[int, int]
 
 def _without_level(decoded: Tensor, prediction: Prediction, left_out: int) -> Tensor:
     """Decoded rows but those of one level (0 or -1). A single level is kept."""
-    rows = [level.shape[1:4].numel() for level in prediction.levels]
+    # (B, A, H, W, 5 + C) with anchors, (B, channels, H, W) without
+    rows = [level[0, ..., 0].numel() if level.ndim == 5 else level[0, 0].numel() for level in prediction.levels]
     if len(rows) == 1:
         return decoded
     return decoded[:, rows[0] :] if left_out == 0 else decoded[:, : -rows[-1]]

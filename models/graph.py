@@ -12,16 +12,16 @@ from torch.func import functional_call
 from models.blocks import BLOCKS
 from models.blocks.activation import replace_activations
 from models.blocks.base import LayerSpec
-from models.heads import HEADS, REFUSED
-from models.spec import ModelSpec, read_spec
+from models.heads import ANCHOR_FREE, HEADS, REFUSED
+from models.spec import ModelSpec
 from utils.errors import UserError
 from utils.registry import find
 from utils.types import FeatureInfo
 
-__all__ = ["Graph", "ModelSpec", "build_graph", "layer_specs", "read_spec"]
-
 PROBE = 256  # pixels; strides up to 128 divide it
-MANY_INPUTS = {"Concat", "Shortcut", *HEADS}  # layers that take a list of maps
+MANY_INPUTS = {"Concat", "Shortcut", "CBFuse", *HEADS, *ANCHOR_FREE}  # layers that take a list of maps
+
+Maps = Tensor | tuple[Tensor, ...]  # what a layer puts out; several of CBLinear alone
 
 
 class Graph(NamedTuple):
@@ -51,7 +51,7 @@ def _layer_spec(index: int, section: str, place: int, row: tuple[Any, ...], spec
     if len(absolute) > 1 and module in BLOCKS and module not in MANY_INPUTS:
         raise UserError(f"{where}: {module} takes one input; got {len(absolute)}")
     depth = max(round(number * spec.depth_multiple), 1) if number > 1 else 1
-    return LayerSpec(index, absolute, depth, module, args, where)
+    return LayerSpec(index, absolute, depth, module, args, where, spec.scale, spec.max_channels, spec.anchor_free)
 
 
 def build_graph(spec: ModelSpec, num_classes: int) -> Graph:
@@ -62,16 +62,16 @@ def build_graph(spec: ModelSpec, num_classes: int) -> Graph:
     """
     *body, last = layer_specs(spec)
     if last.module in REFUSED:
-        raise UserError(f"{last.where}: {last.module} is not supported: {REFUSED[last.module]}")
-    if last.module not in HEADS:
-        find("head", last.module, HEADS)
-    maps: dict[int, Tensor] = {-1: torch.empty(1, 3, PROBE, PROBE, device="meta")}
+        raise UserError(
+            f"{last.where}: {last.module} finds {REFUSED[last.module]}; this repository trains detectors of boxes"
+        )
+    find("head", last.module, _heads(spec))
+    maps: dict[int, Maps] = {-1: torch.empty(1, 3, PROBE, PROBE, device="meta")}
     layers, info = [], []
     for layer in body:
         module, maps[layer.index] = _tried(layer, _build_layer, layer, maps, spec)
         layers.append(module)
-        channels, height = maps[layer.index].shape[1:3]
-        info.append(FeatureInfo(layer.index, channels, PROBE // height))
+        info.append(_info(layer.index, maps[layer.index]))
     layers.append(_tried(last, _build_head, last, info, spec, num_classes))
     return Graph(
         nn.Sequential(*layers),
@@ -81,11 +81,11 @@ def build_graph(spec: ModelSpec, num_classes: int) -> Graph:
     )
 
 
-def _build_layer(layer: LayerSpec, maps: dict[int, Tensor], spec: ModelSpec) -> tuple[nn.Module, Tensor]:
+def _build_layer(layer: LayerSpec, maps: dict[int, Maps], spec: ModelSpec) -> tuple[nn.Module, Maps]:
     """The module of a row, and its output without content (on the device "meta")."""
     block = find("block", layer.module, BLOCKS)
     inputs = [maps[source] for source in layer.sources]
-    c_in = [x.shape[1] for x in inputs]
+    c_in = [_last(x).shape[1] for x in inputs]
     module, c_out = block.from_spec(layer, c_in, spec.width_multiple)
     if layer.number > 1 and not block.repeats_inside:
         more = [block.from_spec(layer, [c_out], spec.width_multiple)[0] for _ in range(layer.number - 1)]
@@ -97,17 +97,32 @@ def _build_layer(layer: LayerSpec, maps: dict[int, Tensor], spec: ModelSpec) -> 
 
 def _build_head(layer: LayerSpec, info: Sequence[FeatureInfo], spec: ModelSpec, num_classes: int) -> nn.Module:
     levels = [info[source] for source in layer.sources]
-    return HEADS[layer.module].from_spec(
-        layer, [level.channels for level in levels], [level.stride for level in levels], num_classes, spec.anchors
+    made: nn.Module = _heads(spec)[layer.module].from_spec(
+        layer, [level.channels for level in levels], [level.stride for level in levels], num_classes, spec
     )
+    return made
+
+
+def _last(maps: Maps) -> Tensor:
+    """Of a layer of several maps, the one that speaks for it."""
+    return maps[-1] if isinstance(maps, tuple) else maps
+
+
+def _info(index: int, maps: Maps) -> FeatureInfo:
+    channels, height = _last(maps).shape[1:3]
+    return FeatureInfo(index, channels, PROBE // height, len(maps) if isinstance(maps, tuple) else 1)
+
+
+def _heads(spec: ModelSpec) -> dict[str, Any]:
+    return ANCHOR_FREE if spec.anchor_free else HEADS
 
 
 @torch.no_grad()
-def _output_on_meta(module: nn.Module, x: Tensor | list[Tensor]) -> Tensor:
+def _output_on_meta(module: nn.Module, x: Maps | list[Maps]) -> Maps:
     """Runs a module on shapes alone; its own weights and statistics are left out of it."""
     tensors = {name: value.to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
     training = module.training
-    output: Tensor = functional_call(module.eval(), tensors, (x,))
+    output: Maps = functional_call(module.eval(), tensors, (x,))
     module.train(training)
     return output
 

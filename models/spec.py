@@ -1,23 +1,15 @@
-"""What a model is made of, as text: rows, multiples, anchors; read from a family's file or a single one."""
+"""What a model is made of, as text: rows, multiples, anchors."""
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
+from utils.errors import UserError
 
-from utils.errors import UserError, nearest
-
-FAMILY_FILES = Path(__file__).resolve().parent / "cfg"
-# where model files lie in the repositories that people come from: `models/hub/yolov5s6.yaml` in their notes is ours
-FORMER_FOLDERS = {"models", "hub", "cfg", "training", "deploy", "v3", "v5", "yolov3", "yolov5", "yolov7"}
 YOLOV7_LAYERS = {"MP", "SPPCSPC", "ReOrg"}  # each of its models has one of them, in any form
-DEPLOY = "-deploy"  # behind a name: the form for inference
+SCALE_KEYS = ("depth_multiple", "width_multiple", "max_channels")  # what a scale's two or three numbers are
 
 Row = tuple[Any, ...]
 
@@ -26,17 +18,21 @@ Row = tuple[Any, ...]
 class ModelSpec:
     """A model file: rows `[from, number, module, args]`, not yet scaled.
 
-    `anchors`: per level w, h, w, h ... in pixels, or how many a level, to be found from data.
+    `anchors`: per level w, h, w, h ... in pixels, or how many a level, to be found from data; None for a head without.
     """
 
     name: str
     backbone: tuple[Row, ...]
     head: tuple[Row, ...]
-    anchors: int | tuple[tuple[float, ...], ...]
+    anchors: int | tuple[tuple[float, ...], ...] | None = None
     depth_multiple: float = 1.0
     width_multiple: float = 1.0
     nc: int | None = None
     activation: str | None = None
+    scale: str = ""  # the letter: some blocks of YOLO11, 12 and 26 are others in the larger models
+    max_channels: int | None = None  # of a row, before the width multiple
+    reg_max: int = 16  # bins of a distance, of heads without anchors
+    end2end: bool = False  # a one-to-one branch beside the one-to-many
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], name: str, where: str) -> ModelSpec:
@@ -45,28 +41,46 @@ class ModelSpec:
         Raises:
             UserError: what is missing or of a wrong type.
         """
-        for key in ("backbone", "head", "anchors"):
+        for key in ("backbone", "head"):
             if key not in values:
-                raise UserError(f"{where}: no '{key}'; a model file has nc, anchors, backbone, head")
+                raise UserError(
+                    f"{where}: no '{key}'; a model file has nc, backbone, head, and anchors where its head has"
+                )
         if not values["head"]:
             raise UserError(f"{where}: no rows under 'head'")
         try:
+            values = _at_scale(values, str(values.get("scale") or ""))
             return cls(
                 name=name,
                 backbone=tuple(_row(row, f"{where}: backbone row {i}") for i, row in enumerate(values["backbone"])),
                 head=tuple(_row(row, f"{where}: head row {i}") for i, row in enumerate(values["head"])),
-                anchors=_anchors(values["anchors"]),
+                anchors=None if values.get("anchors") is None else _anchors(values["anchors"]),
                 depth_multiple=float(values.get("depth_multiple", 1.0)),
                 width_multiple=float(values.get("width_multiple", 1.0)),
                 nc=None if values.get("nc") is None else int(values["nc"]),
                 activation=values.get("activation"),
+                scale=str(values.get("scale") or ""),
+                max_channels=None if values.get("max_channels") is None else int(values["max_channels"]),
+                reg_max=int(values.get("reg_max", 16)),
+                end2end=bool(values.get("end2end", False)),
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: {error}") from error
 
     @property
+    def anchor_free(self) -> bool:
+        return self.anchors is None
+
+    @property
+    def two_branches(self) -> bool:
+        """Whether the head has a one-to-one branch, whose boxes need no suppression."""
+        return self.end2end or self.head[-1][2] == "v10Detect"
+
+    @property
     def nms_iou(self) -> float:
         """The overlap of suppression with which the family's scores are published."""
+        if self.anchor_free:
+            return 0.7
         return 0.65 if any(row[2] in YOLOV7_LAYERS for row in (*self.backbone, *self.head)) else 0.6
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,100 +94,18 @@ class ModelSpec:
             "backbone": _plain(self.backbone),
             "head": _plain(self.head),
         }
-        return values | ({"activation": self.activation} if self.activation else {})
+        others = ("activation", "scale", "max_channels", "reg_max", "end2end")
+        return values | {key: getattr(self, key) for key in others if getattr(self, key) != getattr(ModelSpec, key)}
 
     def with_anchors(self, anchors: int | float | list[Any] | tuple[Any, ...]) -> ModelSpec:
         """The same with other anchors: rows in pixels, or a number a level (rounded: evolved recipes say 3.4)."""
         return replace(self, anchors=_anchors(anchors))
 
 
-def read_spec(name: str) -> ModelSpec:
-    """`yolov5s`, `yolov5s.yaml`, a path people have in their notes (`models/hub/yolov5s6.yaml`), or a model file.
-
-    Raises:
-        UserError: no such model or file, or a file that is not a model's.
-    """
-    path = Path(name)
-    if path.is_file():
-        return _from_file(path)
-    known = family_scales()
-    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
-    if "deploy" in path.parent.parts:  # cfg/deploy/yolov7.yaml
-        stem = stem.removesuffix(DEPLOY) + DEPLOY
-    base = stem.removesuffix(DEPLOY)
-    if base in known and set(path.parent.parts) <= FORMER_FOLDERS | {".", ".."}:
-        file, scale = known[base]
-        spec = _scaled(_load(file), scale, base)
-        return spec if base == stem else deployed(spec)
-    hint = nearest(stem, known) or ";"
-    raise UserError(f"no model file {name}, and no model of that name{hint} known: {', '.join(sorted(known))}")
-
-
-def known_specs() -> Iterator[ModelSpec]:
-    """Every model of our families, in training form, and for inference where that is another."""
-    for name, (file, scale) in family_scales().items():
-        spec = _scaled(_load(file), scale, name)
-        yield spec
-        inference = deployed(spec)
-        if inference.head != spec.head:
-            yield inference
-
-
-@functools.cache  # our own files, which don't change under a run
-def family_scales() -> dict[str, tuple[Path, str]]:
-    """Every model of our families: name -> its family's file, its scale or variant there ('' for a model alone)."""
-    known = {}
-    for file in sorted(FAMILY_FILES.glob("*.yaml")):
-        values = _load(file)
-        for scale in values.get("scales", {"": None}):
-            known[values["name"].replace("{scale}", scale)] = (file, scale)
-        for variant in values.get("variants", {}):
-            known[values["name"] + variant] = (file, variant)
-    return known
-
-
-def deployed(spec: ModelSpec) -> ModelSpec:
-    """The form for inference: a plain `Detect`, and nothing behind the layers that it reads."""
-    sources, number, module, args = spec.head[-1]
-    kept = sources[: len(sources) // 2] if module == "IAuxDetect" else sources
-    layers = len(spec.backbone) + len(spec.head) - 1
-    end = max(source % layers for source in kept) + 1
-    return replace(
-        spec, name=spec.name + DEPLOY, head=(*spec.head[: end - len(spec.backbone)], (kept, number, "Detect", args))
-    )
-
-
-def _scaled(values: Mapping[str, Any], scale: str, name: str) -> ModelSpec:
-    """A family's model of that scale (depth multiple, width multiple) or variant (other keys)."""
-    if scale in values.get("scales", {}):
-        depth, width = values["scales"][scale]
-        values = {**values, "depth_multiple": depth, "width_multiple": width}
-    else:
-        values = {**values, **values.get("variants", {}).get(scale, {})}
-    return ModelSpec.from_dict(values, name, f"{name}.yaml")
-
-
-def _from_file(path: Path) -> ModelSpec:
-    values = _load(path)
-    if "scales" in values and "depth_multiple" not in values:
-        names = [str(values.get("name", path.stem)).replace("{scale}", scale) for scale in values["scales"]]
-        raise UserError(
-            f"{path}: a family of several scales; name one of ours ({', '.join(names)}) or write"
-            " depth_multiple and width_multiple into a file of your own"
-        )
-    return ModelSpec.from_dict(values, path.stem, str(path))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = re.sub(r"\s+", " ", str(error))
-        raise UserError(f"{path}: not a YAML file: {line}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a model file; a model file has nc, anchors, backbone, head")
-    return values
+def _at_scale(values: Mapping[str, Any], scale: str) -> Mapping[str, Any]:
+    """A file's keys with what its `scales` say: depth multiple, width multiple and, perhaps, largest channels."""
+    numbers = values.get("scales", {}).get(scale)
+    return values if numbers is None else {**values, **dict(zip(SCALE_KEYS, numbers, strict=False))}
 
 
 def _row(row: Any, where: str) -> Row:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from models.yolo import Model
+
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor | tuple[Tensor, ...]]  # of a layer
 
 REPEATS = 3  # runs that a layer's time is the mean of
 
@@ -33,7 +36,7 @@ def gflops(model: Model, size: int = 640) -> float:
     return _gflops(copy.deepcopy(model).fuse(), torch.empty(1, 3, size, size))
 
 
-def layer_cost(layer: nn.Module, inputs: Tensor | list[Tensor]) -> LayerCost:
+def layer_cost(layer: nn.Module, inputs: Inputs) -> LayerCost:
     """Time and GFLOPs of a layer on its inputs, for the whole batch."""
     with torch.no_grad():
         layer_copy = copy.deepcopy(layer).eval()  # batch statistics must not move
@@ -67,21 +70,19 @@ def describe(model: Model) -> str:
     )
 
 
-def _gflops(module: nn.Module, inputs: Tensor | list[Tensor]) -> float:
+def _gflops(module: nn.Module, inputs: Inputs) -> float:
     """Of a module that may be altered: it is moved to the device "meta"."""
     from thop import profile
 
     # float32 throughout: nothing casts half-precision inputs there
-    listed = inputs if isinstance(inputs, list) else [inputs]
-    shapes = [torch.empty(x.shape, device="meta") for x in listed]
+    shapes = tree_map(lambda x: torch.empty(x.shape, device="meta"), inputs)
     with torch.no_grad():
-        argument: Any = shapes if isinstance(inputs, list) else shapes[0]
-        multiply_adds, _ = profile(module.to("meta").float().eval(), inputs=(argument,), verbose=False)
+        multiply_adds, _ = profile(module.to("meta").float().eval(), inputs=(shapes,), verbose=False)
     return 2 * multiply_adds / 1e9
 
 
-def _finish(inputs: Tensor | list[Tensor]) -> None:
+def _finish(inputs: Inputs) -> None:
     """Waits for the device, where calls return before the work is done."""
-    first = inputs[0] if isinstance(inputs, list) else inputs
+    first = tree_leaves(inputs)[0]
     if first.is_cuda:
         torch.cuda.synchronize(first.device)

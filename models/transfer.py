@@ -15,6 +15,8 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from models.yolo import Model
 
+BY_CLASSES = ("m", "m2", "im", "cv3", "one2one_cv3")  # parts of heads whose shapes follow the number of classes
+
 log = logging.getLogger(__name__)
 
 
@@ -75,8 +77,12 @@ def anchors_in(state: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def num_classes_in(state: Mapping[str, Tensor]) -> int | None:
-    """How many classes the anchor head of a state was made for."""
-    bias = state.get(f"model.{last_layer(state)}.m.0.bias")
+    """How many classes the head of a state was made for."""
+    head = f"model.{last_layer(state)}"
+    for tower in ("cv3", "one2one_cv3"):  # a fused head has one of them
+        if f"{head}.{tower}.0.2.bias" in state:
+            return len(state[f"{head}.{tower}.0.2.bias"])
+    bias = state.get(f"{head}.m.0.bias")
     if bias is None:
         return None
     anchors = anchors_in(state)
@@ -94,7 +100,7 @@ def _reason(model: Model, key: str, value: Tensor, state: Mapping[str, Tensor], 
         return "" if same else "the given anchors stand"
     if state[key].shape == value.shape:
         return ""
-    if key.startswith(tuple(f"model.{len(model.model) - 1}.{part}." for part in ("m", "m2", "im"))):
+    if key.startswith(tuple(f"model.{len(model.model) - 1}.{part}." for part in BY_CLASSES)):
         anchors = anchors_in(state)
         if anchors is not None and anchors.shape[1] != model.head.num_anchors:
             return f"anchors a level {anchors.shape[1]} != {model.head.num_anchors}"

@@ -14,9 +14,10 @@ from torch import Tensor
 from models.blocks import BLOCKS
 from models.blocks.activation import ACTIVATIONS
 from models.blocks.base import round_channels
-from models.heads import HEADS
+from models.families import known_specs, read_spec
+from models.heads import ANCHOR_FREE, HEADS, REFUSED
 from models.safe_pickle import StandIn, module_tensors, read_file, submodules
-from models.spec import ModelSpec, known_specs, read_spec
+from models.spec import ModelSpec
 from models.transfer import TransferReport, anchors_in, last_layer, num_classes_in, transfer
 from models.yolo import Model
 from models.zoo import resolve_weights
@@ -120,7 +121,7 @@ def load_model(
         return model, None
     anchors_key = f"model.{len(model.model) - 1}.anchors"
     report = transfer(model, checkpoint.state, leave={anchors_key} if stands else ())
-    if not stands and anchors_key not in dict(report.skipped):
+    if not (spec.anchor_free or stands) and anchors_key not in dict(report.skipped):
         model.head.provisional = False
     return model, report
 
@@ -170,11 +171,14 @@ def _architecture(cfg: str | None, checkpoint: Checkpoint | None) -> ModelSpec:
 
 def _with_anchors(spec: ModelSpec, given: Any, stored: Tensor | None) -> ModelSpec:
     """Given anchors win; those stored with the weights arrive with these, only their number matters here."""
+    if spec.anchor_free:
+        return spec
     if given is not None:
         try:
             return spec.with_anchors(given)
         except (TypeError, ValueError) as error:
             raise UserError(f"anchors: {error}") from error
+    assert spec.anchors is not None
     count = spec.anchors if isinstance(spec.anchors, int) else len(spec.anchors[0]) // 2
     return spec if stored is None or stored.shape[1] == count else spec.with_anchors(stored.shape[1])
 
@@ -223,10 +227,12 @@ def _check_family(path: Path, module: StandIn, rows: Mapping[str, Any]) -> None:
     """Refuses what is not built of our blocks, with the name of what it is."""
     file = rows.get("yaml_file") or module.get("yaml_file")
     family = Path(file).stem if isinstance(file, str) else module.origin
-    unknown = sorted({str(row[2]) for row in (*rows["backbone"], *rows["head"])} - {*BLOCKS, *HEADS})
-    if "anchors" not in rows or unknown:
-        reason = f"its layers {', '.join(unknown)} are unknown" if unknown else "its head has no anchors"
-        raise UserError(f"{path} holds a model of the family {family}, which is not supported yet: {reason}")
+    known = {*BLOCKS, *(HEADS if rows.get("anchors") else ANCHOR_FREE)}
+    unknown = sorted({str(row[2]) for row in (*rows["backbone"], *rows["head"])} - known)
+    if unknown:
+        finds = REFUSED.get(str(rows["head"][-1][2]))
+        reason = f"it finds {finds}, not boxes" if finds else f"its layers {', '.join(unknown)} are unknown"
+        raise UserError(f"{path} holds a model of the family {family}, which is not supported: {reason}")
 
 
 def _activation(path: Path, module: StandIn) -> str | None:

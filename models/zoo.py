@@ -26,6 +26,23 @@ class Release(NamedTuple):
 _YOLOV3 = "https://github.com/ultralytics/yolov3/releases/download/v9.6.0"  # GPL-3.0 / AGPL-3.0 of their authors
 _YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1"  # GPL-3.0 of its authors
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/v7.0"  # GPL-3.0 / AGPL-3.0 of their authors
+_ULTRALYTICS = "https://github.com/ultralytics/assets/releases/download"  # AGPL-3.0 of their authors
+
+
+def _without_anchors() -> dict[str, Release]:
+    """YOLOv8 and later, and the anchor-free v5 and v3: all lie beside one another."""
+    names = [f"yolov8{scale}" for scale in "nsmlx"] + [f"yolov9{scale}" for scale in "tsmce"]
+    names += [f"yolov10{scale}" for scale in "nsmblx"]
+    names += [f"yolo{version}{scale}" for version in (11, 12) for scale in "nsmlx"]
+    names += [f"yolov5{scale}{level}u" for level in ("", "6") for scale in "nsmlx"]
+    names += ["yolov3u", "yolov3-sppu", "yolov3-tinyu"]
+    releases = {f"{name}.pt": Release(f"{_ULTRALYTICS}/v8.3.0/{name}.pt") for name in names}
+    latest = {f"yolo26{scale}.pt": Release(f"{_ULTRALYTICS}/v8.4.0/yolo26{scale}.pt") for scale in "nsmlx"}
+    latest["yolo26n.pt"] = latest["yolo26n.pt"]._replace(
+        sha256="9b09cc8bf347f0fc8a5f7657480587f25db09b34bf33b0652110fb03a8ad4fef"
+    )
+    return releases | latest
+
 
 RELEASES = {
     "yolov5n.pt": Release(f"{_YOLOV5}/yolov5n.pt", "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3"),
@@ -48,6 +65,7 @@ RELEASES = {
     "yolov7-e6.pt": Release(f"{_YOLOV7}/yolov7-e6.pt"),
     "yolov7-d6.pt": Release(f"{_YOLOV7}/yolov7-d6.pt"),
     "yolov7-e6e.pt": Release(f"{_YOLOV7}/yolov7-e6e.pt"),
+    **_without_anchors(),
 }
 
 

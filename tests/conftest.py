@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,20 @@ def shared() -> Iterator[Path]:
     yield folder
     for cache in set(folder.rglob("*.cache.npz")) - before:
         cache.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def anchor_free_cfg(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the file of a tiny model without anchors, of strides 8, 16 and 32; keyword arguments are keys of it."""
+
+    def write(**keys: object) -> Path:
+        path = tmp_path / "tiny-anchor-free.yaml"
+        rows = [[-1, 1, "Conv", [width, 3, 2]] for width in (8, 8, 16, 16, 16)]
+        content = {"nc": 2, "backbone": rows, "head": [[[2, 3, 4], 1, "Detect", ["nc"]]], **keys}
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import train_distill
 from distill.features import FEATURES
 from distill.outputs import OUTPUTS
-from models.spec import family_scales, read_spec
+from models.families import family_scales, read_spec
 from models.summary import count_parameters, gflops
 from models.yolo import Model
 
@@ -70,15 +71,23 @@ def test_every_model_has_a_row() -> None:
     assert set(MODELS) == set(family_scales())
 
 
-@pytest.mark.parametrize("name", ["yolov3-slim", "yolov5p", "yolov7-tiny", "yolov7", "yolov7-w6"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("yolov3-slim", "yolov5p", "yolov7-tiny", "yolov7", "yolov7-w6"),
+        *("yolov8s-p2", "yolov10b", "yolo26m", "yolov5nu"),
+    ],
+)
 def test_a_row_says_what_the_model_is(name: str) -> None:
     _, parameters, inference, operations, _, strides, layers, _, _ = MODELS[name]
     with torch.device("meta"):
         model, deploy = Model(read_spec(name), 80), Model(read_spec(f"{name}-deploy"), 80)
     assert parameters == f"{count_parameters(model):,}"
-    assert inference == (
-        f"{count_parameters(deploy):,}" if deploy.head.__class__ is not model.head.__class__ else "\u2013"
-    )
+    if model.spec.anchor_free:
+        assert inference == f"{count_parameters(copy.deepcopy(model).fuse()):,}"
+    else:
+        same = deploy.head.__class__ is model.head.__class__
+        assert inference == ("\u2013" if same else f"{count_parameters(deploy):,}")
     assert operations == f"{gflops(model):.1f}"
     assert layers == " ".join(map(str, model.head_inputs))
     assert strides == " ".join(str(model.feature_info[layer].stride) for layer in model.head_inputs)

@@ -30,7 +30,7 @@ from distill.teacher import Teacher
 from engine import checkpoint
 from engine.run import Session
 from engine.trainer import Trainer
-from models.spec import read_spec
+from models.families import read_spec
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
 

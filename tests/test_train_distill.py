@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,10 @@ import pytest
 import yaml
 
 from engine.options import DistillOptions
-from models.graph import read_spec
+from models.families import read_spec
 from models.yolo import Model
-from train_distill import takes_anchors, validate_teacher
-from utils.hyp import Hyp
+from train_distill import settle_anchors, takes_anchors, validate_teacher
+from utils.hyp import Hyp, TeacherRole
 
 ROWS = [[12.0, 14, 18, 32, 35, 25], [32, 63, 64, 47, 61, 121], [118, 92, 158, 200, 375, 328]]
 
@@ -78,6 +79,25 @@ def test_a_student_that_was_begun_keeps_its_anchors(teacher: Model) -> None:
 
 def test_heads_that_differ_in_levels_have_no_common_anchors(teacher: Model) -> None:
     assert not takes_anchors(session(), student(2), teacher)
+
+
+def test_without_anchors_on_one_side_the_student_keeps_its_own(
+    teacher: Model, anchor_free_cfg: Callable[..., Path]
+) -> None:
+    free = Model(read_spec(str(anchor_free_cfg())), 2)
+    for own, other in ((free, teacher), (student(), free), (free, free)):
+        assert not takes_anchors(session(), own, other)
+
+
+def test_a_teacher_with_anchors_that_learns_beside_a_student_without_has_its_own_checked(
+    teacher: Model, anchor_free_cfg: Callable[..., Path]
+) -> None:
+    checked: list[Model] = []
+    run = session(teachers=(TeacherRole(kind="online"), TeacherRole(kind="online")))
+    run.fit_anchors = checked.append
+    free, other = (Model(read_spec(str(anchor_free_cfg())), 2) for _ in range(2))
+    settle_anchors(run, free, [teacher, other], use_outputs=True)
+    assert checked == [free, teacher]
 
 
 def test_a_teacher_that_finds_nothing_is_seen_at_once(teacher: Model, caplog: pytest.LogCaptureFixture) -> None:

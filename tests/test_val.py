@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -38,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our own checkpoint of an untrained model."""
-    from models.graph import read_spec
+    from models.families import read_spec
     from models.yolo import Model
 
     torch.manual_seed(0)
@@ -112,10 +113,52 @@ def test_speed_task_leaves_metrics_alone(tmp_path: Path, data: Path, weights: Pa
     assert [path.name for path in folder.iterdir()] == ["metrics.json"]
 
 
+def test_with_nms_the_other_branch_is_scored(
+    tmp_path: Path, data: Path, weights: Path, anchor_free_cfg: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine import evaluator
+    from models.families import read_spec
+    from models.yolo import Model
+
+    model = Model(read_spec(str(anchor_free_cfg(end2end=True))), 2, ("bright", "brighter"))
+    own = checkpoint.save(tmp_path / "two.pt", model, options={}, hyp={}, metrics={}, half=False)
+    suppressed: list[float] = []
+
+    def recorded(decoded: torch.Tensor, conf: float, iou: float, *rest: object, **more: object) -> list[torch.Tensor]:
+        suppressed.append(iou)
+        return [torch.zeros(0, 6)] * len(decoded)
+
+    monkeypatch.setattr(evaluator, "non_max_suppression", recorded)
+    words = ("--data", data, "--imgsz", 64, "--noplots", "--exist-ok")
+    run(tmp_path, "--weights", own, *words)
+    assert not suppressed
+    run(tmp_path, "--weights", own, *words, "--nms")
+    assert set(suppressed) == {0.7}
+    run(tmp_path, "--weights", own, *words, "--augment")  # passes at several sizes overlap
+    assert len(suppressed) == 2
+    run(tmp_path, "--weights", weights, *words, "--nms")  # of one branch: nothing else than without
+    assert set(suppressed) == {0.6, 0.7}
+
+
+def test_nms_scores_what_the_one_to_many_branch_puts_out(anchor_free_cfg: Callable[..., Path], tmp_path: Path) -> None:
+    from models.families import read_spec
+    from models.yolo import Model
+
+    model = Model(read_spec(str(anchor_free_cfg(end2end=True))), 2, ("bright", "brighter"))
+    own = checkpoint.save(tmp_path / "two.pt", model, options={}, hyp={}, metrics={}, half=False)
+    images = torch.rand(1, 3, 64, 64)
+    expected = model.train()(images)
+    for nms, levels in ((False, expected.levels), (True, expected.aux)):
+        (one,) = val.load(ValOptions(weights=(str(own),), nms=nms), torch.device("cpu"))
+        found = one.model.train()  # batch statistics, as above; the branch that stays is the one in use
+        found.model[-1].fuse()
+        assert all(torch.equal(a, b) for a, b in zip(found(images).levels, levels, strict=True))
+
+
 def test_weights_of_other_classes_are_a_users_mistake(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from models.graph import read_spec
+    from models.families import read_spec
     from models.yolo import Model
 
     model = Model(read_spec("yolov5p"), 3, ("x", "y", "z"))
@@ -138,6 +181,19 @@ def test_published_weights_score_what_was_recorded(shared: Path, tmp_path: Path)
     assert own["recall"] == pytest.approx(recorded["recall"], abs=0.01)
     assert own["parameters"] == pytest.approx(1_872_157, abs=0)
     assert len(json.loads((folder / "predictions.json").read_text())) > 1000
+
+
+@pytest.mark.parametrize("nms, name", [((), "one-to-one"), (("--nms",), "one-to-many, NMS")])
+def test_both_branches_of_yolo26_score_what_was_recorded(
+    nms: tuple[str, ...], name: str, shared: Path, tmp_path: Path
+) -> None:
+    coco = shared / "data" / "coco"
+    recorded = json.loads((coco / "recorded_metrics.json").read_text())["anchor_free"]["metrics"][f"yolo26n {name}"]
+    words = ("--weights", shared / "weights" / "yolo26n.pt", "--data", coco / "data.yaml", "--noplots", *nms)
+    _, (own,) = run(tmp_path, *words, "--batch-size", 16)
+    assert own["mAP50-95"] == pytest.approx(recorded["mAP50-95"], abs=0.001)
+    # an object of a class with few that overlaps by 0.497 or by 0.503 is worth 0.003
+    assert own["mAP50"] == pytest.approx(recorded["mAP50"], abs=0.004)
 
 
 def test_pycocotools_counts_nearly_the_same(shared: Path) -> None:
@@ -163,7 +219,7 @@ def test_pycocotools_counts_nearly_the_same(shared: Path) -> None:
 @pytest.fixture(scope="module")
 def stretched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A YOLOv7 that was trained on images stretched to size, of which the middle was shown."""
-    from models.graph import read_spec
+    from models.families import read_spec
     from models.yolo import Model
 
     torch.manual_seed(0)
@@ -181,7 +237,7 @@ def test_images_are_shown_as_the_weights_were_trained(data: Path, weights: Path,
         options = val_options(["--weights", str(name), "--data", str(data), "--imgsz", "64", "--workers", "0"])
         candidates = val.load(options, torch.device("cpu"))
         hyp = val.shown_alike(candidates)
-        evaluator = val.build_evaluator(options, read_data(options.data), torch.device("cpu"), 32, hyp)
+        evaluator = val.build_evaluator(options, read_data(options.data), torch.device("cpu"), 32, hyp=hyp)
         assert evaluator.loader.dataset.view == expected
 
 

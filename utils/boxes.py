@@ -46,6 +46,25 @@ def iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
     return overlap.nan_to_num(0.0)
 
 
+def cell_points(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """Centres of a map's cells: (H, W, 2) of column + 0.5 and row + 0.5, in cells."""
+    columns, rows = (torch.arange(count, device=device) + 0.5 for count in (width, height))
+    return torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
+
+
+def expected_distances(logits: Tensor) -> Tensor:
+    """(..., 4, R) logits of distances 0, 1 ... R - 1 -> (..., 4), the expected distance of each side, in their type.
+
+    With a single bin there is no distribution: its number is the distance itself.
+
+    Source: Li et al., "Generalized Focal Loss", NeurIPS 2020, arXiv:2006.04388.
+    """
+    bins = logits.shape[-1]
+    if bins == 1:
+        return logits.squeeze(-1)
+    return logits.softmax(dim=-1) @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
+
+
 def _placement(like: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     """Offset and scale of x, y, x, y."""
     offset = like.new_tensor((frame.offset_x, frame.offset_y) * 2)

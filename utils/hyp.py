@@ -15,34 +15,16 @@ from utils.config import choice, from_mapping, number, read_yaml, to_mapping, wr
 from utils.errors import UserError, nearest
 from utils.files import ROOT
 from utils.phases import Phase
+from utils.recipe_names import KEYS, RECIPES, UNUSED
 
 log = logging.getLogger(__name__)
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp", "auto")
+OPTIMIZERS = ("SGD", "MuSGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp", "auto")
 SCHEDULES = ("constant", "linear", "cosine")
 ASSIGNMENTS = ("ratio", "iou")
 
 FOLDER = ROOT / "hyp"
 DEFAULT = "scratch-low"
-
-# what published files hold and nothing here reads
-_UNUSED = {
-    "iou_t": "matching is by anchor_t",
-}
-
-# names in other repositories' notes -> ours
-_ALIASES = {
-    "scratch": "scratch-low",
-    "low": "scratch-low",
-    "med": "scratch-med",
-    "high": "scratch-high",
-    "finetune_objects365": "objects365",
-    "default": DEFAULT,
-    "scratch.p5": "v7-p5",
-    "scratch.p6": "v7-p6",
-    "scratch.tiny": "v7-tiny",
-    "scratch.custom": "v7-custom",
-}
 
 
 @dataclass(frozen=True)
@@ -98,10 +80,10 @@ class Hyp:
     warmup_momentum: float = number(0.8, low=0, below=1)
     warmup_bias_lr: float = number(0.1, low=0)
     nominal_batch: int = number(64, low=1)  # smaller batches accumulate their gradients up to it
-    optimizer: str | None = choice(None, OPTIMIZERS)  # the flag --optimizer wins
+    optimizer: str | None = choice(None, OPTIMIZERS)  # None: the family's (`utils/family.py`); the flag wins
 
     # detection loss
-    box: float = number(0.05, low=0)
+    box: float | None = number(None, low=0)  # None: the family's; 1 or more is meant for heads without anchors
     cls: float = number(0.5, low=0)
     cls_pw: float = number(1.0, above=0)  # weight of positives in the class BCE
     obj: float = number(1.0, low=0)
@@ -115,6 +97,13 @@ class Hyp:
     anchors: int | float | tuple[tuple[float, ...], ...] | None = number(None, above=0)
     fl_gamma: float = number(0.0, low=0)  # focal loss; 0 is plain BCE
     label_smoothing: float = number(0.0, low=0, below=1)
+
+    # detection loss of heads without anchors, beside box and cls
+    dfl: float = number(1.5, low=0)  # of the distributions of the sides, or of their distance where there are none
+    tal_topk: int = number(10, low=1)  # cells that a target asks for
+    tal_alpha: float = number(0.5, low=0)  # powers of class score and overlap in what they are chosen by
+    tal_beta: float = number(6.0, low=0)
+    small_objects: bool = False  # objects smaller than the finest cells are widened before cells are looked for
 
     # augmentation
     hsv_h: float = number(0.015, low=0, high=1)
@@ -131,6 +120,7 @@ class Hyp:
     mixup: float = number(0.0, low=0, high=1)
     copy_paste: float = number(0.0, low=0, high=1)
     paste_in: float = number(0.0, low=0, high=1)  # objects of other images, with or without outlines
+    close_mosaic: int | None = number(None, low=0)  # epochs at the end without mosaic; None: the family's
 
     # what is shown of an image, in evaluation too
     fixed_crop: tuple[float, float, float, float] | None = number(None, low=0, high=1)  # left, top, right, bottom
@@ -204,16 +194,26 @@ def read_hyp(*names: str | Path) -> Hyp:
         content = read_yaml(path)
         hyp_from_dict(content, _shown(path))  # alone first, so that a mistake is answered with its file
         files.append(_shown(path))
-        merged |= content
+        merged |= _own_keys(content, _shown(path))
     return hyp_from_dict(merged, " + ".join(files), quiet=True)
 
 
 def hyp_from_dict(mapping: Mapping[str, Any], where: str, quiet: bool = False) -> Hyp:
     """The recipe in a mapping, such as a checkpoint's; unused keys of other trainers are named in the log."""
-    unused = [key for key in mapping if key in _UNUSED]
+    unused: dict[str, list[str]] = {}
+    for key in filter(UNUSED.__contains__, mapping):
+        unused.setdefault(UNUSED[key], []).append(key)
     if unused and not quiet:
-        log.info("%s: not used here: %s", where, "; ".join(f"{key} ({_UNUSED[key]})" for key in unused))
-    return from_mapping({key: value for key, value in mapping.items() if key not in _UNUSED}, Hyp, where)
+        log.info("%s: not used here: %s", where, "; ".join(f"{' '.join(keys)} ({why})" for why, keys in unused.items()))
+    return from_mapping(_own_keys(mapping, where), Hyp, where)
+
+
+def _own_keys(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is ours, under our names."""
+    for theirs, ours in KEYS.items():
+        if theirs in mapping and ours in mapping:
+            raise UserError(f"{where}: {theirs} and {ours} are the same; give one of them")
+    return {KEYS.get(key, key): value for key, value in mapping.items() if key not in UNUSED}
 
 
 def hyp_to_dict(hyp: Hyp) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def resolve_hyp(name: str | Path) -> Path:
         return path
     known = {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
     stem = path.name.removesuffix(".yaml").removesuffix(".yml").lower().removeprefix("hyp.")
-    stem = _ALIASES.get(stem, stem)
+    stem = RECIPES.get(stem, stem)
     # a folder of the user's own that is misspelt must not turn into our recipe of that name
     if path.parent.name in ("", "hyp", "hyps", "data") and stem in known:
         if str(path) not in (stem, f"{stem}.yaml", f"hyp/{stem}.yaml"):

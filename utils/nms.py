@@ -45,6 +45,22 @@ def non_max_suppression(
     return [_suppress(_of_classes(candidates, classes), iou, max_det, agnostic) for candidates in found]
 
 
+def highest_scores(
+    decoded: Tensor,
+    conf: float = 0.001,
+    max_det: int = 300,
+    multi_label: bool = True,
+    classes: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """As `non_max_suppression`, without suppressing anything: for heads that have one box an object by themselves.
+
+    The most confident pairs of a box and a class are kept, `max_det` at most, as with YOLOv10 (Wang et al., NeurIPS
+    2024, arXiv:2405.14458). Of pairs that are equally confident, the one of the earlier box comes first.
+    """
+    found = [_of_classes(_candidates(rows, conf, multi_label), classes) for rows in decoded.detach()]
+    return [rows[rows[:, 4].argsort(descending=True, stable=True)[:max_det]] for rows in found]
+
+
 def _candidates(rows: Tensor, conf: float, multi_label: bool) -> Tensor:
     """(n, 5 + C) decoded rows to (m, 6) xyxy, confidence, class, in no order."""
     rows = rows[rows.isfinite().all(dim=1)].float()  # pixels beyond 2048 have no fractions in half precision

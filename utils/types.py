@@ -51,11 +51,12 @@ class Batch(NamedTuple):
 class Prediction(NamedTuple):
     """Raw maps of a head, before any sigmoid, one a level (stride), finest first.
 
-    Anchor heads: (B, A, H, W, 5 + C), the last axis x, y, w, h, objectness, classes.
+    Anchor heads: (B, A, H, W, 5 + C), the last axis x, y, w, h, objectness, classes. Heads without anchors:
+    (B, 4 * reg_max + C, H, W), the bins of distances to left, top, right, bottom, then classes.
     """
 
     levels: tuple[Tensor, ...]
-    aux: tuple[Tensor, ...] = ()  # auxiliary levels of heads that have them
+    aux: tuple[Tensor, ...] = ()  # auxiliary levels, in training: of a head with two branches the one-to-many
 
 
 class Progress(NamedTuple):
@@ -81,5 +82,6 @@ class FeatureInfo(NamedTuple):
     """What layer `layer` of a model puts out."""
 
     layer: int
-    channels: int
+    channels: int  # of the last map, where there are several
     stride: int
+    maps: int = 1

@@ -40,17 +40,20 @@ class ChannelWiseDistillation(FeatureLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """(B, C, H, W) twice -> scalar, a mean over images and channels."""
-        return self._divergence(student, teacher, False)
+        return spatial_divergence(student, teacher, self.temperature)
 
     def standardised(self, student: Tensor, teacher: Tensor, lesson: Lesson) -> Tensor:
         """The same of maps that are standardised on the way: a fifth less time than doing it first (CPU)."""
-        return self._divergence(student, teacher, True)
+        return spatial_divergence(student, teacher, self.temperature, standardise=True)
 
-    def _divergence(self, student: Tensor, teacher: Tensor, standardise: bool) -> Tensor:
-        value: Tensor = _SpatialDivergence.apply(
-            rows(student), rows(teacher.detach()), self.temperature.value, standardise
-        )
-        return value
+
+def spatial_divergence(student: Tensor, teacher: Tensor, temperature: Temperature, standardise: bool = False) -> Tensor:
+    """KL of the softmaxes over positions, times the squared temperature: (B, C, H, W) twice -> float32 scalar.
+
+    A mean over images and channels; the gradient reaches the student alone.
+    """
+    value: Tensor = _SpatialDivergence.apply(rows(student), rows(teacher.detach()), temperature.value, standardise)
+    return value
 
 
 class _SpatialDivergence(torch.autograd.Function):

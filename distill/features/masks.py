@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.outputs.view import cells_of
 from utils.types import Batch
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def score_map(lesson: Lesson, height: int, width: int) -> Tensor:
     """
     assert lesson.taught is not None, "a loss that looks at scores says `needs_prediction`"
     away = [abs(math.log(stride / lesson.stride)) for stride in lesson.strides]
-    level = lesson.taught.levels[away.index(min(away))].detach().float()  # (B, A, H, W, 5 + C)
-    scores = level[..., 4].sigmoid() * level[..., 5:].amax(-1).sigmoid()
+    index = away.index(min(away))
+    scores = cells_of(lesson.head, index, lesson.taught.levels[index]).highest_score()  # (B, A, H, W)
     scores = scores.amax(1, keepdim=True)
     if scores.shape[2:] == (height, width):
         return scores

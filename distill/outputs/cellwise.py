@@ -1,9 +1,9 @@
-"""Anchor heads compared cell by cell: what is weighed, left out and averaged, whatever the distance."""
+"""Heads compared cell by cell: what is weighed, left out and averaged, whatever the distance."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +11,30 @@ from torch import Tensor
 
 from distill.options import flag
 from distill.outputs.base import OutputLoss, Sides
+from distill.outputs.view import AnchorCells, Cells
 from utils.types import Batch, Prediction
 
-if TYPE_CHECKING:
-    from losses.anchor import AnchorHead
-
-# of the teacher's objectness: below it a cell teaches neither box nor class. Such cells are nearly all, and would weigh
-# next to nothing; without them the cost hardly depends on the number of classes.
+# of what a side believes: where both are below it, a cell teaches neither box nor class. Such cells are nearly all, and
+# would weigh next to nothing; without them the cost hardly depends on the number of classes.
 BACKGROUND = 0.01
 
 
+class Common(NamedTuple):
+    """M cells of both sides, side by side."""
+
+    student: Cells
+    teacher: Cells
+    trust: Tensor  # (M,) how much each may teach
+
+
 class CellsLoss(OutputLoss):
-    """Knows which cells and which classes of an anchor head may teach.
+    """Knows which cells and which classes of a head may teach.
 
     Where class lists differ: an object of a class that the student does not have teaches nothing; and where the student
     has classes that the teacher does not know, the teacher's "nothing here" is no proof, so that a cell counts as much
-    as the teacher believes in an object. A student of one class has no class term: the detection loss does not train
-    that logit either.
+    as the teacher believes in an object. A student of one class whose head has anchors has no class term: the detection
+    loss does not train that logit either.
     """
-
-    needs = ("objectness",)
 
     known: Tensor  # (C',) bool: teacher classes that the student has
     student_classes: Tensor  # (K,) classes that both have, as the student counts
@@ -38,8 +42,6 @@ class CellsLoss(OutputLoss):
 
     def __init__(self, sides: Sides) -> None:
         super().__init__(sides)
-        # nn.Module does not look into tuples: the head stays the model's alone
-        self._student_head: tuple[AnchorHead] = (sides.student,)  # type: ignore[assignment]
         class_map = sides.classes
         known = torch.zeros(class_map.num_teacher, dtype=torch.bool)
         known[list(class_map.teacher)] = True
@@ -49,65 +51,86 @@ class CellsLoss(OutputLoss):
 
     @property
     def has_classes(self) -> bool:
-        """Whether the student's class logits mean anything."""
+        """Whether the class logits of a student with anchors mean anything."""
         return self.class_map.num_student > 1
 
-    def anchors(self, level: int) -> Tensor:
-        """(A, 2) width, height in cells, of the student's; read at every call, since they may be fitted to the data."""
-        return self._student_head[0].anchors[level].float()
+    def classes(self, student: Cells, teacher: Cells) -> tuple[Tensor, Tensor]:
+        """Their class logits (..., K) twice, of the classes that both have."""
+        own, other = self._columns
+        return student.classes(own), teacher.classes(other)
 
-    def classes(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (..., 5 + C) and (..., 5 + C') -> their class logits (..., K) twice, of the classes that both have."""
-        student, teacher = student[..., 5:], teacher[..., 5:]
+    def scores(self, student: Cells, teacher: Cells) -> tuple[Tensor, Tensor]:
+        """The logits of their scores (..., K) twice, of the classes that both have."""
+        own, other = self._columns
+        return student.scores(own), teacher.scores(other)
+
+    @property
+    def _columns(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        return (None, None) if self.class_map.identical else (self.student_classes, self.teacher_classes)
+
+    def channels(self, student: Cells, teacher: Cells) -> tuple[Tensor, Tensor]:
+        """All raw numbers, of the classes those that both have; of heads whose numbers mean the same."""
+        lead = student.lead
+        if self.both_have_anchors and not self.has_classes:
+            return student.rows[..., :lead], teacher.rows[..., :lead]
         if self.class_map.identical:
-            return student, teacher
-        return student.index_select(-1, self.student_classes), teacher.index_select(-1, self.teacher_classes)
+            return student.rows, teacher.rows
+        first = torch.arange(lead, device=self.student_classes.device)
+        columns = [torch.cat((first, lead + some)) for some in (self.student_classes, self.teacher_classes)]
+        return student.rows.index_select(-1, columns[0]), teacher.rows.index_select(-1, columns[1])
 
-    def channels(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (..., 5 + C) and (..., 5 + C') -> (..., 5 + K) twice: box, objectness, and the classes of both."""
-        if not self.has_classes:
-            return student[..., :5], teacher[..., :5]
-        if self.class_map.identical:
-            return student, teacher
-        head = torch.arange(5, device=self.student_classes.device)
-        columns = [torch.cat((head, 5 + own)) for own in (self.student_classes, self.teacher_classes)]
-        return student.index_select(-1, columns[0]), teacher.index_select(-1, columns[1])
-
-    def heard(self, teacher: Tensor, sees: Tensor) -> Tensor:
+    def heard(self, teacher: Cells, sees: Tensor) -> Tensor:
         """(B, A, H, W) bool: False where the teacher sees something that the student must not learn.
 
         Args:
-            teacher: (B, A, H, W, 5 + C').
             sees: (B, A, H, W) bool, where it believes in an object at all.
         """
         if self.class_map.learns_all:
             return torch.ones_like(sees)
         return self.known[self.best_class(teacher, sees)] | ~sees
 
-    def best_class(self, teacher: Tensor, sees: Tensor) -> Tensor:
+    def best_class(self, teacher: Cells, sees: Tensor) -> Tensor:
         """(B, A, H, W) long: the teacher's class of each cell, 0 where it sees nothing."""
         best = torch.zeros_like(sees, dtype=torch.long)
-        best[sees] = teacher[sees][:, 5:].argmax(-1)
+        best[sees] = teacher.at(sees).classes().argmax(-1)
         return best
 
     def trust(self, belief: Tensor, heard: Tensor) -> Tensor:
         """(B, A, H, W) float: how much each cell may teach, even of "nothing here".
 
         Args:
-            belief: (B, A, H, W) the teacher's objectness in [0, 1].
+            belief: (B, A, H, W) the teacher's, in [0, 1].
             heard: (B, A, H, W) bool.
         """
         return heard.float() if self.class_map.teaches_all else heard * belief
+
+    def common(self, student: Prediction, taught: Prediction) -> Common:
+        """The cells of all levels in which either side believes in something, and which may teach, in float32."""
+        first, *rest = [self._common(mine, theirs) for mine, theirs in self.views(student, taught)]
+        return Common(
+            first.student.join([level.student for level in rest]),
+            first.teacher.join([level.teacher for level in rest]),
+            torch.cat([level.trust for level in (first, *rest)]),
+        )
+
+    def _common(self, mine: Cells, theirs: Cells) -> Common:
+        belief = theirs.belief()
+        sees = belief > BACKGROUND
+        heard = self.heard(theirs, sees)
+        chosen = ((sees | (mine.belief() > BACKGROUND)) & heard).nonzero(as_tuple=True)
+        return Common(mine.at(chosen), theirs.at(chosen), self.trust(belief, heard)[chosen])
 
 
 class CellwiseLoss(CellsLoss):
     """box gain * boxes + objectness gain * objectness + class gain * classes, of distances that subclasses define.
 
+    Of two heads with objectness.
+
     - Boxes and classes count as much as the teacher believes in an object there: a mean weighted by its sigmoid
       objectness, as the detection loss is a mean over matched cells. (Where it sees next to nothing the weights do not
       add up to 1, and the mean stays small instead of inflating noise.) Objectness is a mean over all cells.
     - Means run over the cells of all levels together, so a cell counts the same wherever it lies, which is what the
-      per-level balance of the detection loss comes to; times the number of levels, for which gains are rescaled.
+      per-level balance of the detection loss comes to.
     - So at `weight` 1 a distance of the kind of a cross-entropy pulls about as hard as its counterpart in the detection
       loss; squared differences of probabilities are some ten times weaker.
 
@@ -115,8 +138,10 @@ class CellwiseLoss(CellsLoss):
 
     Args:
         nms: among the teacher's objects of one class in 3x3 neighbouring cells (over all anchors of a level), only the
-            one with the highest objectness teaches (feature-map NMS).
+            one of which it is surest teaches (feature-map NMS).
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("objectness",)
 
     def __init__(
         self,
@@ -126,9 +151,9 @@ class CellwiseLoss(CellsLoss):
         super().__init__(sides)
         self.nms = flag(f"{self.where}: nms", nms)
 
-    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
-        """(M, 4) logits twice and (M, 2) anchors in cells -> (M,); boxes are not compared unless a subclass does."""
-        return student.new_zeros(len(student))
+    def box_distance(self, student: AnchorCells, teacher: AnchorCells) -> Tensor:
+        """Of M cells -> (M,); boxes are not compared unless a subclass does."""
+        return student.rows.new_zeros(len(student.rows))
 
     @abstractmethod
     def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -141,61 +166,59 @@ class CellwiseLoss(CellsLoss):
     def forward(self, student: Prediction, taught: Prediction, batch: Batch) -> Tensor:
         """Raw levels (B, A, H, W, 5 + C) on both sides -> scalar."""
         totals, cells = [], 0
-        for own, other in self.level_pairs:
-            level = student.levels[own]
-            totals.append(self._level(level, taught.levels[other].detach(), self.anchors(own)))
-            cells += level[..., 4].numel()
+        for mine, theirs in self.views(student, taught):
+            totals.append(self._level(cast(AnchorCells, mine), cast(AnchorCells, theirs)))
+            cells += mine.shape.numel()
         boxes, objectness, classes, belief = torch.stack(totals).sum(0)
         belief = belief.clamp(min=1)  # in cells
         gains = self.gains
-        terms = (gains.box * boxes + gains.cls * classes) / belief + gains.obj * objectness / max(1, cells)
-        return len(totals) * terms
+        return (gains.box * boxes + gains.cls * classes) / belief + gains.obj * objectness / max(1, cells)
 
-    def _level(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+    def _level(self, student: AnchorCells, teacher: AnchorCells) -> Tensor:
         """Sums over one level: boxes, objectness, classes, and the belief that weighs boxes and classes."""
-        belief = teacher[..., 4].float().sigmoid()  # (B, A, H, W)
+        belief = teacher.belief()  # (B, A, H, W)
         sees = belief > BACKGROUND
         heard = self.heard(teacher, sees)
-        objectness = self.objectness_distance(student[..., 4].float(), teacher[..., 4].float())
+        objectness = self.objectness_distance(student.objectness(), teacher.objectness())
         chosen = (sees & heard).nonzero(as_tuple=True)
-        own, other = student[chosen].float(), teacher[chosen].float()  # (M, 5 + C): only these are made float32
+        own, other = student.at(chosen), teacher.at(chosen)  # M cells: only these are made float32
         weight = belief[chosen]
         return torch.stack(
             [
-                (self.box_distance(own[:, :4], other[:, :4], anchors[chosen[1]]) * weight).sum(),
+                (self.box_distance(own, other) * weight).sum(),
                 (objectness * self.trust(belief, heard)).sum(),
                 (self._class_distance(own, other) * weight).sum(),
                 weight.sum(),
             ]
         )
 
-    def _class_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _class_distance(self, student: Cells, teacher: Cells) -> Tensor:
         if not self.has_classes:
-            return student.new_zeros(len(student))
+            return student.rows.new_zeros(len(student.rows))
         return self.class_distance(*self.classes(student, teacher))
 
-    def heard(self, teacher: Tensor, sees: Tensor) -> Tensor:
+    def heard(self, teacher: Cells, sees: Tensor) -> Tensor:
         if not self.nms:
             return super().heard(teacher, sees)
         best = self.best_class(teacher, sees)
-        objectness = teacher[..., 4].masked_fill(~sees, -torch.inf)
-        strongest = strongest_of_class(objectness, best, self.class_map.num_teacher)
+        certainty = teacher.certainty().masked_fill(~sees, -torch.inf)
+        strongest = strongest_of_class(certainty, best, self.class_map.num_teacher)
         return (self.known[best] & strongest) | ~sees
 
 
-def strongest_of_class(objectness: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Whether no prediction of the same class in the 3x3 cells around has a higher objectness; equals stay.
+def strongest_of_class(certainty: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Whether no prediction of the same class in the 3x3 cells around is surer of itself; equals stay.
 
     Args:
-        objectness: (B, A, H, W), any monotonic scale.
+        certainty: (B, A, H, W), any monotonic scale.
         classes: (B, A, H, W) index of each prediction's best class.
 
     Returns:
         (B, A, H, W) bool.
     """
-    batch, _, height, width = objectness.shape
+    batch, _, height, width = certainty.shape
     # one map a class, holding the best anchor of each cell: memory grows with classes, but not with anchors
-    maps = objectness.new_full((batch, num_classes, height, width), -torch.inf)
-    maps = maps.scatter_reduce(1, classes, objectness, "amax")
+    maps = certainty.new_full((batch, num_classes, height, width), -torch.inf)
+    maps = maps.scatter_reduce(1, classes, certainty, "amax")
     highest = F.max_pool2d(maps, kernel_size=3, stride=1, padding=1)
-    return objectness >= highest.gather(1, classes)
+    return certainty >= highest.gather(1, classes)

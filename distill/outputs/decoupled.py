@@ -10,6 +10,7 @@ from distill.options import not_negative, share
 from distill.outputs.base import Sides
 from distill.outputs.cellwise import CellwiseLoss
 from distill.outputs.terms import box_mismatch, cross_entropy, iou_kind, softmax_divergence
+from distill.outputs.view import AnchorCells
 from distill.temperature import Temperature
 from utils.errors import UserError
 
@@ -66,8 +67,8 @@ class DecoupledHead(CellwiseLoss):
         gains = self.gains
         self.gains = gains._replace(box=gains.box * box, obj=gains.obj * objectness, cls=gains.cls * classes)
 
-    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
-        return box_mismatch(student, teacher, anchors, self.iou)
+    def box_distance(self, student: AnchorCells, teacher: AnchorCells) -> Tensor:
+        return box_mismatch(student.boxes(), teacher.boxes(), self.iou)
 
     def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         target = teacher.sigmoid()

@@ -7,6 +7,7 @@ from torch import Tensor
 from distill.options import flag
 from distill.outputs.base import Sides
 from distill.outputs.cellwise import CellwiseLoss
+from distill.outputs.view import AnchorCells
 
 
 class ObjectnessScaled(CellwiseLoss):
@@ -39,8 +40,8 @@ class ObjectnessScaled(CellwiseLoss):
         super().__init__(sides, nms)
         self.scale_objectness = flag("output loss 'objectness_scaled': scale_objectness", scale_objectness)
 
-    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
-        return 4 * squared(student, teacher).mean(-1)  # (2 sigmoid - 2 sigmoid)^2
+    def box_distance(self, student: AnchorCells, teacher: AnchorCells) -> Tensor:
+        return 4 * squared(student.rows[:, :4], teacher.rows[:, :4]).mean(-1)  # (2 sigmoid - 2 sigmoid)^2
 
     def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         distance = squared(student, teacher)

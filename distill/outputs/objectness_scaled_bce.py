@@ -6,6 +6,7 @@ from torch import Tensor
 
 from distill.outputs.cellwise import CellwiseLoss
 from distill.outputs.terms import cross_entropy
+from distill.outputs.view import AnchorCells
 
 
 class ObjectnessScaledBCE(CellwiseLoss):
@@ -26,10 +27,10 @@ class ObjectnessScaledBCE(CellwiseLoss):
 
     default_weight = 0.3
 
-    def box_distance(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+    def box_distance(self, student: AnchorCells, teacher: AnchorCells) -> Tensor:
         """A mean over x, y, w, h."""
-        centre = cross_entropy(student[:, :2], teacher[:, :2]).sum(-1)
-        size = 2 * (student[:, 2:].sigmoid() - teacher[:, 2:].sigmoid()).abs().sum(-1)
+        centre = cross_entropy(student.rows[:, :2], teacher.rows[:, :2]).sum(-1)
+        size = 2 * (student.rows[:, 2:4].sigmoid() - teacher.rows[:, 2:4].sigmoid()).abs().sum(-1)
         return (centre + size) / 4
 
     def objectness_distance(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from distill.options import choice
 from distill.temperature import Temperature
-from losses.matching import decode
 from losses.terms import IouKind, bbox_iou
 
 # Two boxes without area have no overlap, equal or not, and a slope without bounds. In this unit what keeps an overlap
@@ -26,32 +25,20 @@ def iou_kind(where: str, value: object) -> IouKind:
     return cast(IouKind, choice(where, value, IOU_KINDS))
 
 
-def box_mismatch(student: Tensor, teacher: Tensor, anchors: Tensor, kind: IouKind) -> Tensor:
-    """1 - overlap of the decoded boxes: (M, 4 or more) logits twice, (M, 2) anchors -> (M,).
-
-    Both are decoded relative to the cell that they share, which no overlap depends on.
-    """
-    return 1 - bbox_iou(_boxes(student, anchors), _boxes(teacher, anchors), kind=kind)
+def box_mismatch(student: Tensor, teacher: Tensor, kind: IouKind) -> Tensor:
+    """1 - overlap of boxes: (M, 4) xywh in cells twice -> (M,)."""
+    return 1 - bbox_iou(_overlapping_itself(student), _overlapping_itself(teacher), kind=kind)
 
 
-def _boxes(rows: Tensor, anchors: Tensor) -> Tensor:
-    """(M, 4) xywh, relative to the cell, in units of `UNIT` to a cell; wide enough to overlap with itself."""
-    centres, sides = decode(rows, anchors).split(2, dim=-1)
+def _overlapping_itself(boxes: Tensor) -> Tensor:
+    """(M, 4) xywh in cells -> the same in units of `UNIT` to a cell, wide enough."""
+    centres, sides = boxes.split(2, dim=-1)
     return UNIT * torch.cat((centres, sides.clamp(min=THINNEST)), dim=-1)
 
 
 def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """Of each logit with the teacher's probability as its target."""
     return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none")
-
-
-def joint_logit(objectness: Tensor, classes: Tensor) -> Tensor:
-    """The logit of sigmoid(objectness) * sigmoid(class), elementwise and differentiable: a score that NMS sees.
-
-    With p the product, p / (1 - p) = 1 / (e^-o + e^-c + e^(-o-c)), whose logarithm needs neither p nor 1 - p: it is
-    right where both are saturated, and any loss that takes logits takes it.
-    """
-    return -torch.logaddexp(F.softplus(-classes) - objectness, -classes)
 
 
 def softmax_divergence(student: Tensor, teacher: Tensor, temperature: Temperature) -> Tensor:

@@ -22,14 +22,23 @@ class LayerSpec:
     module: str
     args: tuple[Any, ...]
     where: str  # for messages: file, section, row
+    scale: str = ""  # the size's letter, n to x, where the family has several
+    max_channels: int | None = None  # the most that a row's first argument means, before the width multiple
+    anchor_free: bool = False  # a model without anchors: in the format of these, some rows mean something else
+
+    def channels(self, width: float) -> int:
+        """The first argument, as the channels that are put out."""
+        channels = self.args[0] if self.max_channels is None else min(self.args[0], self.max_channels)
+        return round_channels(channels, width, as_written=not self.anchor_free)
 
 
-def round_channels(channels: int, width: float) -> int:
+def round_channels(channels: int, width: float, as_written: bool = True) -> int:
     """Scales a number of channels, up to a multiple of 8.
 
-    Width 1 takes the number as written: pruned models have odd ones.
+    Width 1 takes the number `as_written`: pruned models have odd ones. The format of models without anchors rounds
+    there, too: YOLOv9m has 184 channels where its row says 180.
     """
-    return int(channels) if width == 1 else math.ceil(channels * width / 8) * 8
+    return int(channels) if width == 1 and as_written else math.ceil(channels * width / 8) * 8
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -53,6 +62,6 @@ class Block(nn.Module):
             c_in: channels of each input.
             width: the model's width multiple.
         """
-        c_out = round_channels(spec.args[0], width)
+        c_out = spec.channels(width)
         inside = (spec.number,) if cls.repeats_inside else ()
         return cls(c_in[0], c_out, *inside, *spec.args[1:]), c_out

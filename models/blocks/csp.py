@@ -5,19 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.blocks.base import Block, batch_norm
+from models.blocks.base import Block, LayerSpec, batch_norm
 from models.blocks.conv import Conv, CrossConv
 
 
 class Bottleneck(Block):
-    """1×1, then 3×3, added to the input where shapes allow."""
+    """`kernel`×`kernel`, then 3×3, added to the input where shapes allow."""
 
-    def __init__(self, c_in: int, c_out: int, shortcut: bool = True, groups: int = 1, expansion: float = 0.5) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        shortcut: bool = True,
+        groups: int = 1,
+        expansion: float = 0.5,
+        kernel: int = 1,
+    ) -> None:
         super().__init__()
         hidden = int(c_out * expansion)
-        self.cv1 = Conv(c_in, hidden, 1, 1)
+        self.cv1 = Conv(c_in, hidden, kernel, 1)
         self.cv2 = Conv(hidden, c_out, 3, 1, groups=groups)
         self.add = shortcut and c_in == c_out
+
+    @classmethod
+    def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
+        """Its row means two 3×3 convolutions in models without anchors: YOLOv3u is larger than YOLOv3."""
+        c_out = spec.channels(width)
+        options = {"kernel": 3} if spec.anchor_free else {}
+        return cls(c_in[0], c_out, *spec.args[1:], **options), c_out
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
@@ -54,6 +69,13 @@ class C3x(C3):
 
     def stack(self, channels: int, number: int, shortcut: bool, groups: int) -> nn.Module:
         return nn.Sequential(*(CrossConv(channels, channels, 3, 1, groups, 1.0, shortcut) for _ in range(number)))
+
+
+class C3k(C3):
+    """C3 with two 3×3 convolutions a bottleneck."""
+
+    def stack(self, channels: int, number: int, shortcut: bool, groups: int) -> nn.Module:
+        return nn.Sequential(*(Bottleneck(channels, channels, shortcut, groups, 1.0, 3) for _ in range(number)))
 
 
 class BottleneckCSP(Block):

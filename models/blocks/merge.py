@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.base import Block, LayerSpec
@@ -39,6 +42,50 @@ class Shortcut(Block):
         for other in others:
             first = first + other
         return first
+
+
+class CBLinear(Block):
+    """One map made into several, of the numbers of channels that its row says, for `CBFuse` to choose among.
+
+    Source: Liu et al., "CBNet: A Novel Composite Backbone Network Architecture for Object Detection", AAAI 2020,
+    arXiv:1909.03625.
+    """
+
+    def __init__(self, c_in: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.conv = nn.Conv2d(c_in, sum(channels), 1)
+
+    @classmethod
+    def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
+        """Channels as written, whatever the width; says those of the last map."""
+        (channels,) = spec.args
+        return cls(c_in[0], channels), channels[-1]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.conv(x).split(self.channels, dim=1)
+
+
+class CBFuse(Block):
+    """The sum of the last map and, enlarged to its size, one map of each `CBLinear` before it."""
+
+    def __init__(self, chosen: Sequence[int]) -> None:
+        super().__init__()
+        self.chosen = tuple(chosen)  # which map of each
+
+    @classmethod
+    def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
+        (chosen,) = spec.args
+        if len(chosen) != len(c_in) - 1:
+            raise ValueError(f"CBFuse chooses a map of every input but the last; got {len(chosen)} for {len(c_in)}")
+        return cls(chosen), c_in[-1]
+
+    def forward(self, inputs: list[tuple[Tensor, ...] | Tensor]) -> Tensor:
+        *several, last = inputs
+        assert isinstance(last, Tensor)
+        for maps, place in zip(several, self.chosen, strict=True):
+            last = last + F.interpolate(maps[place], size=last.shape[2:])
+        return last
 
 
 class ReOrg(Block):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.blocks.base import LayerSpec, batch_norm, round_channels
+from models.blocks.base import LayerSpec, batch_norm
 
 
 class _Plain(nn.Module):
@@ -24,7 +24,7 @@ class OwnChannels(_Plain):
 
     @classmethod
     def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
-        c_out = round_channels(spec.args[0], width)
+        c_out = spec.channels(width)
         return cls(c_in[0], c_out, *spec.args[1:]), c_out
 
 

@@ -28,20 +28,51 @@ class SPP(Block):
 
 
 class SPPF(Block):
-    """SPP with kernels 5, 9, 13 as one small pooling applied three times: the same values, less work."""
+    """SPP with kernels 5, 9, 13 as one small pooling applied three times: the same values, less work.
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 5) -> None:
+    Args:
+        number: of poolings, three where nobody says. Rows that say it (YOLO26) have no activation before the pools.
+        shortcut: whether the input is added, where shapes allow.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int = 5, number: int | None = None, shortcut: bool = False
+    ) -> None:
         super().__init__()
         hidden = c_in // 2
-        self.cv1 = Conv(c_in, hidden, 1, 1)
-        self.cv2 = Conv(hidden * 4, c_out, 1, 1)
+        self.number = 3 if number is None else number
+        self.cv1 = Conv(c_in, hidden, 1, 1, act=number is None)
+        self.cv2 = Conv(hidden * (self.number + 1), c_out, 1, 1)
         self.m = nn.MaxPool2d(kernel, stride=1, padding=kernel // 2)
+        self.add = shortcut and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = [self.cv1(x)]
-        for _ in range(3):
-            pooled.append(self.m(pooled[-1]))
-        return self.cv2(torch.cat(pooled, dim=1))
+        y = self.cv2(_pooled_again(self.cv1(x), self.m, self.number))
+        return x + y if self.add else y
+
+
+class SPPELAN(Block):
+    """`SPPF` as YOLOv9 has it: the channels that are pooled are its own argument, and names differ.
+
+    Source: Wang et al., "YOLOv9", ECCV 2024, arXiv:2402.13616.
+    """
+
+    def __init__(self, c_in: int, c_out: int, hidden: int, kernel: int = 5) -> None:
+        super().__init__()
+        self.cv1 = Conv(c_in, hidden, 1)
+        self.cv5 = Conv(4 * hidden, c_out, 1)
+        self.pool = nn.MaxPool2d(kernel, stride=1, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv5(_pooled_again(self.cv1(x), self.pool, 3))
+
+
+def _pooled_again(x: Tensor, pool: nn.Module, number: int) -> Tensor:
+    """The map, and beside it what one, two ... `number` poolings make of it."""
+    pooled = [x]
+    for _ in range(number):
+        pooled.append(pool(pooled[-1]))
+    return torch.cat(pooled, dim=1)
 
 
 class SPPCSPC(Block):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.blocks.base import Block, batch_norm
+from models.blocks.conv import Conv
 
 
 class RepConv(Block):
@@ -54,6 +55,60 @@ class RepConv(Block):
         convolution.weight, convolution.bias = nn.Parameter(kernel), nn.Parameter(bias)
         self.rbr_reparam = convolution
         self.rbr_dense = self.rbr_1x1 = self.rbr_identity = None
+
+
+class RepConvPair(Block):
+    """The `RepConv` of YOLOv9: without a norm alone, under other names. `fuse()` makes one 3x3 convolution of it."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv1 = Conv(c_in, c_out, 3, act=False)
+        self.conv2: Conv | None = Conv(c_in, c_out, 1, act=False)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        return self.act(y if self.conv2 is None else y + self.conv2(x))
+
+    def fuse(self) -> None:
+        """Does nothing the second time."""
+        if self.conv2 is not None:
+            take_up(self.conv1, self.conv2)
+            self.conv2 = None
+
+
+class RepVGGDW(Block):
+    """Depth-wise 7x7 and 3x3 convolutions with a norm each, added; then SiLU. `fuse()` makes one 7x7 of them.
+
+    Source: Wang et al., "YOLOv10: Real-Time End-to-End Object Detection", NeurIPS 2024, arXiv:2405.14458.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv(channels, channels, 7, groups=channels, act=False)
+        self.conv1: Conv | None = Conv(channels, channels, 3, groups=channels, act=False)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.act(y if self.conv1 is None else y + self.conv1(x))
+
+    def fuse(self) -> None:
+        """Does nothing the second time."""
+        if self.conv1 is not None:
+            take_up(self.conv, self.conv1)
+            self.conv1 = None
+
+
+@torch.no_grad()
+def take_up(large: Conv, small: Conv) -> None:
+    """Folds both norms and adds the small kernel to the middle of the large one, which then does what both did."""
+    large.fuse()
+    small.fuse()
+    margin = (large.conv.kernel_size[0] - small.conv.kernel_size[0]) // 2
+    assert large.conv.bias is not None and small.conv.bias is not None
+    large.conv.weight += F.pad(small.conv.weight, (margin,) * 4)
+    large.conv.bias += small.conv.bias
 
 
 def _branch(c_in: int, c_out: int, kernel: int, stride: int, groups: int) -> nn.Sequential:

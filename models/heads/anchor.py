@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks.base import LayerSpec
 from utils.types import Prediction
+
+if TYPE_CHECKING:
+    from models.spec import ModelSpec
 
 Anchors = int | Sequence[Sequence[float]]
 
@@ -54,11 +57,10 @@ class Detect(nn.Module):
 
     @classmethod
     def from_spec(
-        cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, anchors: Anchors
+        cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, model: ModelSpec
     ) -> Detect:
         """Of the row `[levels, 1, Detect, [nc, anchors]]`, whose arguments are these words."""
-        require_words(spec)
-        return cls(num_classes, anchors, channels, strides)
+        return cls(num_classes, required_anchors(spec, model), channels, strides)
 
     def forward(self, maps: Sequence[Tensor]) -> Prediction:
         """One map a level, finest first."""
@@ -109,6 +111,18 @@ class Detect(nn.Module):
         return False
 
     @property
+    def nms_free(self) -> bool:
+        """Whether what evaluation puts out has one box an object."""
+        return False
+
+    def use(self, branch: str) -> None:
+        """There is one branch, and no choice."""
+
+    def dense(self, prediction: Prediction) -> tuple[Tensor, ...]:
+        """The levels of a prediction of this head in which many cells answer for an object."""
+        return prediction.levels
+
+    @property
     def anchors_px(self) -> Tensor:
         """(L, A, 2) w, h in pixels."""
         return self.anchors * self.strides[:, None, None]
@@ -135,12 +149,15 @@ class Detect(nn.Module):
         return convolutions
 
 
-def require_words(spec: LayerSpec) -> None:
-    """Raises ValueError unless a head's row has the arguments [nc, anchors]."""
+def required_anchors(spec: LayerSpec, model: ModelSpec) -> Anchors:
+    """The model's anchors. Raises ValueError if it has none, or the head's row has not the arguments [nc, anchors]."""
+    if model.anchors is None:
+        raise ValueError(f"{spec.module} needs anchors, and the model file has none; known without: Detect, v10Detect")
     if spec.args != ("nc", "anchors"):
         raise ValueError(
             f"{spec.module}'s arguments are [nc, anchors], their values stand above; got {list(spec.args)}"
         )
+    return model.anchors
 
 
 def _cells(level: Tensor) -> Tensor:

@@ -7,13 +7,17 @@ Sources: Wang et al., "You Only Learn One Representation", arXiv:2105.04206 (imp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks.base import LayerSpec
-from models.heads.anchor import Anchors, Detect, require_words
+from models.heads.anchor import Anchors, Detect, required_anchors
 from utils.types import Prediction
+
+if TYPE_CHECKING:
+    from models.spec import ModelSpec
 
 SPREAD = 0.02  # standard deviation with which implicit knowledge begins
 
@@ -95,9 +99,9 @@ class IAuxDetect(IDetect):
 
     @classmethod
     def from_spec(
-        cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, anchors: Anchors
+        cls, spec: LayerSpec, channels: Sequence[int], strides: Sequence[int], num_classes: int, model: ModelSpec
     ) -> Detect:
-        require_words(spec)
+        anchors = required_anchors(spec, model)
         levels = len(channels) // 2
         if list(strides[:levels]) != list(strides[levels:]):
             raise ValueError(f"the second half of its levels has the strides of the first; got {list(strides)}")

@@ -24,7 +24,7 @@ from benchmarks.report import Result
 from engine import checkpoint
 from engine.options import distill_options, train_options
 from engine.recipe import recipe
-from models.spec import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.errors import UserError
 

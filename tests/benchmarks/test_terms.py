@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import terms
 from engine import checkpoint
-from models.spec import read_spec
+from models.families import read_spec
 from models.yolo import Model
 
 METHODS = ("kl", "attention")  # neither has an adapter, which would begin differently each time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,35 +11,9 @@ from torch import Tensor, nn
 from distill.classes import match_classes
 from distill.outputs import OUTPUTS, OutputLoss
 from distill.outputs.base import Sides
+from tests.distill.heads import ANCHORS, Gains, TinyHead, three_levels
 from utils.registry import build
 from utils.types import Batch, FeatureInfo, Prediction
-
-
-class Gains(NamedTuple):
-    box: float = 0.05
-    obj: float = 1.0
-    cls: float = 0.5
-
-
-ANCHORS = {8: [[10, 13], [16, 30]], 16: [[30, 61], [62, 45]], 32: [[116, 90], [156, 198]], 64: [[300, 200], [400, 500]]}
-
-
-class TinyHead(nn.Module):
-    def __init__(self, channels: int, strides: Sequence[int], num_classes: int, anchors: dict[int, list]) -> None:
-        super().__init__()
-        self.num_classes, self.num_anchors, self.num_levels = num_classes, 2, len(strides)
-        self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
-        pixels = torch.tensor([anchors[stride] for stride in strides], dtype=torch.float32)
-        self.register_buffer("anchors", pixels / self.strides[:, None, None])
-        self.m = nn.ModuleList(nn.Conv2d(channels, 2 * (5 + num_classes), 1) for _ in strides)
-
-    @property
-    def anchors_px(self) -> Tensor:
-        return self.anchors * self.strides[:, None, None]
-
-    def forward(self, maps: Sequence[Tensor]) -> Prediction:
-        levels = (convolution(x).unflatten(1, (2, -1)) for convolution, x in zip(self.m, maps, strict=True))
-        return Prediction(tuple(level.permute(0, 1, 3, 4, 2).contiguous() for level in levels))
 
 
 class TinyDetector(nn.Module):
@@ -118,7 +91,7 @@ def loss_of(detector, gains) -> Callable[..., OutputLoss]:
     def make(name, own=names, other=names, strides=((8, 16, 32), (8, 16, 32)), **options):
         heads = [detector(num_classes=len(c), strides=s).head for c, s in zip((own, other), strides, strict=True)]
         classes = match_classes(own, other, len(own), len(other))
-        return build("output loss", name, OUTPUTS, Sides(*heads, classes, gains), options=options)
+        return build("output loss", name, OUTPUTS, Sides(*heads, classes, three_levels(gains)), options=options)
 
     return make
 

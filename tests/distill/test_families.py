@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import pytest
 import torch
 
 from distill.build import build_distillation
+from distill.classes import match_classes
+from distill.features import FEATURES
+from distill.guides import Average
+from distill.outputs import OUTPUTS
+from distill.outputs.base import NEEDS, Sides
 from distill.pairs import match_layers
 from distill.teacher import Teacher
-from losses.anchor import rescaled_gains
 from losses.build import build_criterion
-from models.spec import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.errors import UserError
-from utils.hyp import read_hyp
+from utils.hyp import TeacherRole, read_hyp
 
 NAMES = ("cat", "dog", "bird")
 SIZE = (128, 128)
@@ -25,9 +30,9 @@ def task_of(student, teacher, recipes=("finetune",), frozen=Teacher, **changes):
     """As train_distill.py makes it of a recipe."""
     hyp = read_hyp(*recipes)
     hyp = type(hyp)(**{**hyp.__dict__, **changes})
-    gains = rescaled_gains(hyp, student.head.num_levels, student.num_classes, SIZE)
     criterion = build_criterion(student.head, hyp, SIZE)
-    return build_distillation(student, criterion, [teacher], hyp, gains=gains, frozen=frozen)
+    teachers = [] if teacher is None else [teacher]
+    return build_distillation(student, criterion, teachers, hyp, gains=criterion.gains, frozen=frozen)
 
 
 def model_of(name):
@@ -97,3 +102,100 @@ def test_a_layer_of_auxiliary_levels_is_no_layer_to_imitate():
         teacher = model_of("yolov7-w6")
     with pytest.raises(UserError, match="teacher_kd_layers: layer 118 is of the auxiliary levels"):
         match_layers(model_of("yolov5n"), teacher, [17], [118])
+
+
+# -- without anchors --------------------------------------------------------------------------------------------------
+
+CROSSWISE = [("yolov8n", "yolov5n"), ("yolov5n", "yolo26n"), ("yolov10n", "yolov8n"), ("yolo26n", "yolo11n")]
+
+
+def eager(name):
+    """A model that believes in something here and there, as it begins."""
+    model = model_of(name)
+    with torch.no_grad():
+        if not model.spec.anchor_free:
+            for level in model.head.m:
+                level.bias.view(model.head.num_anchors, -1)[:, 4:] = torch.tensor([0.0, 1.0, -1.0, 0.0])
+        else:
+            for level in range(model.head.num_levels):
+                model.head.towers(level)[1][-1].bias.copy_(torch.tensor([1.0, -1.0, 0.0]))
+    return model
+
+
+@pytest.mark.parametrize(("student", "teacher"), CROSSWISE)
+def test_every_output_method_that_fits_and_every_feature_method_runs(student, teacher, draw_batch):
+    student, teacher = eager(student), eager(teacher)
+    sides = student.head, teacher.head, match_classes(NAMES, NAMES, 3, 3), None
+    outputs = {name: {} for name, made in OUTPUTS.items() if not any(NEEDS[need](Sides(*sides)) for need in made.needs)}
+    assert {"bckd", "kl", "soft_labels", "softmax_kl"} <= set(outputs)
+    task = task_of(student, teacher, outputs=outputs, features={name: {} for name in FEATURES}).train()
+    terms = task(draw_batch(size=128))
+    sum(terms.values()).backward()
+    assert {name.split("_layer")[0] for name in terms if "_layer" in name} == {f"kd_{name}" for name in FEATURES}
+    assert {f"kd_{name}" for name in outputs} < set(terms)
+    for name, value in terms.items():
+        assert value.isfinite() and (value > 0 or not name.startswith("kd_")), name
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["yolov10n", "yolo26n"])
+def test_of_two_branches_the_one_to_many_learns_and_teaches(name, draw_batch):
+    student, teacher = eager(name), eager(name)
+    task = task_of(student, teacher, features={}).train()
+    batch = draw_batch(size=128)
+    value = task(batch)["kd_bckd"]
+    names, parameters = zip(*(item for item in student.named_parameters() if item[1].requires_grad), strict=True)
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    moved = {one for one, gradient in zip(names, found, strict=True) if gradient is not None and gradient.any()}
+    assert not any(".one2one_" in one for one in moved)
+    assert any(".cv3." in one for one in moved) and any(one.startswith("model.0.") for one in moved)
+
+    shown = task.courses[0].show(batch).prediction
+    teacher.eval().head.use("one_to_many")
+    with torch.no_grad():
+        for level, dense in zip(shown.levels, teacher(batch.images).levels, strict=True):
+            torch.testing.assert_close(level, dense, rtol=1e-3, atol=1e-3)  # fused
+
+
+def test_a_mean_teacher_and_one_that_learns_along_show_the_one_to_many_branch(draw_batch):
+    model, batch = eager("yolo26n"), draw_batch(size=128)
+    average = Average(model)
+    shown, _ = average(batch.images)
+    model.eval().head.use("one_to_many")
+    with torch.no_grad():
+        assert all(map(torch.equal, shown.levels, model(batch.images).levels))
+    model.train().head.use("one_to_one")
+    roles = (TeacherRole(kind="self"),)
+    task = task_of(model, None, features={}, teachers=roles, outputs={"bckd": {}}).train()
+    terms = task(batch)
+    sum(terms.values()).backward()
+    assert terms["kd_bckd"].isfinite()
+    assert model.head.branch == "one_to_one"  # the student's own is left alone
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("yolov8n", "yolov5n"), ("yolov5n", "yolov8n")])
+def test_images_of_another_size_are_refused_without_anchors(student, teacher):
+    frozen = functools.partial(Teacher, image_scale=(2.0, 2.0))
+    with pytest.raises(UserError, match=r"^--t_imgsz: outputs of the (student|teacher)'s head \(AnchorFreeDetect\)"):
+        task_of(model_of(student), model_of(teacher), features={}, frozen=frozen)
+    task_of(model_of(student), model_of(teacher), outputs={}, features={"cwd": {}}, frozen=frozen)
+
+
+def test_which_anchor_speaks_is_said_once(caplog):
+    with caplog.at_level(logging.INFO):
+        task_of(model_of("yolov8n"), model_of("yolov5n"), features={})
+    assert caplog.messages.count("of the teacher's anchors, the one of the highest score speaks for its cell") == 1
+
+
+@pytest.mark.parametrize(("student", "teacher"), CROSSWISE[:3])
+def test_hard_images_are_emphasised_and_unlabelled_ones_labelled(student, teacher, draw_batch):
+    task = task_of(eager(student), eager(teacher), features={}, difficulty=1.0, pseudo_labels=0.2).train()
+    batch = draw_batch(size=128)._replace(labelled=torch.tensor([True, False]))
+    terms = task(batch)
+    sum(terms.values()).backward()
+    assert all(value.isfinite() for value in terms.values())
+    course = task.courses[0]
+    labelled = course.labeller(batch, course.show(batch).prediction)
+    assert labelled.labelled.all() and (labelled.targets[:, 0] == 1).sum() > 1

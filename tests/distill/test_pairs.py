@@ -11,6 +11,8 @@ from distill.cutmix import Cut, draw_cut
 from distill.features.base import FeatureLoss, standardise
 from distill.features.mimic import Mimic
 from distill.pairs import FeaturePair, FlowPair, Lesson, match_layers
+from models.families import read_spec
+from models.yolo import Model
 from utils.errors import UserError
 from utils.types import FeatureInfo
 
@@ -373,3 +375,10 @@ def test_who_looks_at_boxes_or_predictions_cannot_be_cut(needs):
     FeaturePair("seen", *infos, Seen(None, needs))
     with pytest.raises(UserError, match=f"feature loss 'seen': cutmix 0.3: it looks at {needs}"):
         FeaturePair("seen", *infos, Seen(None, needs), cutmix=0.3)
+
+
+def test_a_layer_of_several_maps_is_refused():
+    with torch.device("meta"):
+        model = Model(read_spec("yolov9e"), 3)
+    with pytest.raises(UserError, match="student_kd_layers: layer 14 puts out 5 maps; take one that puts out a single"):
+        match_layers(model, model, [14], [14])

@@ -8,6 +8,7 @@ import torch
 from distill.classes import ClassMap, match_classes
 from distill.pseudo import frame_size, pseudo_labels
 from models.heads.anchor import Detect
+from models.heads.anchor_free import AnchorFreeDetect
 from utils.types import Batch, Prediction
 
 ANCHORS = [[10, 13, 16, 30], [30, 40, 40, 25]]
@@ -242,3 +243,15 @@ def test_numbers_that_are_not_finite_make_no_labels():
     taught = pseudo_labels(draw_batch([False] * 4), prediction, draw_head(), SAME, 0.3)
     assert not len(taught.targets)
     assert not taught.labelled.any()
+
+
+def test_a_teacher_without_anchors_labels_what_it_is_sure_of():
+    head = AnchorFreeDetect(3, (4, 4), STRIDES, reg_max=1)
+    levels = [torch.full((2, 4 + 3, 64 // stride, 96 // stride), -8.0) for stride in STRIDES]
+    levels[1][1, :, 2, 3] = torch.tensor([0.5, 1.0, 1.5, 0.25, -8.0, 4.0, -8.0])  # left, top, right, bottom, classes
+    found = pseudo_labels(draw_batch([True, False]), Prediction(tuple(levels)), head, SAME, 0.5)
+    assert found.labelled.all()
+    (row,) = found.targets[found.targets[:, 0] == 1]
+    left, top, right, bottom = (3.5 - 0.5) * 16, (2.5 - 1) * 16, (3.5 + 1.5) * 16, (2.5 + 0.25) * 16
+    box = [(left + right) / 2 / 96, (top + bottom) / 2 / 64, (right - left) / 96, (bottom - top) / 64]
+    assert row.tolist() == pytest.approx([1, 1, *box], rel=1e-5)

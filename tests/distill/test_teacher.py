@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from distill.teacher import Teacher, image_scale
 from distill.translate import Translator
-from models.graph import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.errors import UserError
 

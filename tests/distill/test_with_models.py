@@ -10,7 +10,7 @@ import torch
 from distill.build import build_distillation
 from distill.teacher import Teacher
 from losses.anchor import AnchorLoss, rescaled_gains
-from models.graph import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.hyp import Hyp
 

@@ -20,7 +20,7 @@ from engine.plan import Plan
 from engine.trainer import Trainer, wrap
 from losses.anchor import AnchorLoss
 from losses.build import build_criterion
-from models.graph import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.hyp import Balance, Hyp, Schedule, TeacherRole
 from utils.phases import Phase

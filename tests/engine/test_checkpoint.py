@@ -13,7 +13,7 @@ from engine import checkpoint
 from engine.callbacks import EpochRecord
 from engine.optim import Recipe, Timetable
 from engine.plan import Plan
-from models.graph import read_spec
+from models.families import read_spec
 from models.weights import read_checkpoint
 from models.yolo import Model
 from utils.hyp import Hyp

@@ -38,7 +38,7 @@ class Oracle(nn.Module):
         self.names, self.named, self.classes = tuple(names), named, tuple(classes)
         self.norm = nn.BatchNorm2d(3)
         self.frozen = nn.BatchNorm2d(3).eval()
-        self.head = SimpleNamespace(decode=self.decode)
+        self.head = SimpleNamespace(decode=self.decode, nms_free=False)
         self.modes: list[bool] = []
         self.weight = nn.Parameter(torch.ones(()))
 
@@ -100,6 +100,28 @@ def test_every_module_is_left_in_the_mode_it_was_in() -> None:
     evaluator(batch())(model, progress=False)
     assert model.modes == [False]
     assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+
+
+def test_what_needs_no_suppression_has_none_but_for_several_sizes() -> None:
+    class Twice(Oracle):
+        def decode(self, levels: Sequence[Tensor]) -> Tensor:
+            return super().decode(levels).repeat(1, 2, 1)
+
+    def found(nms_free: bool, augment: bool = False) -> int:
+        model = Twice()
+        model.head.nms_free = nms_free
+        (one,) = evaluator(batch(1), collect=True, augment=augment)(model, progress=False).detections
+        return len(one.found)
+
+    assert (found(False), found(True), found(True, augment=True)) == (2, 4, 2)
+
+
+def test_of_a_single_class_a_box_that_needs_no_suppression_counts_once() -> None:
+    model = Oracle()
+    model.head.nms_free = True
+    model.head.decode = lambda levels: model.decode(levels).index_fill(2, torch.arange(5, 8), 0.5)
+    (one,) = evaluator(batch(1), collect=True, single_class=True)(model, progress=False).detections
+    assert len(one.found) == 2
 
 
 def test_modes_come_back_even_when_the_evaluation_fails() -> None:

@@ -52,7 +52,7 @@ MINE = "--data mine.yaml --weights yolov5n.pt"
 def test_defaults_are_those_of_yolov5() -> None:
     options = train(MINE)
     assert (options.epochs, options.batch_size, options.imgsz, options.patience) == (100, 16, (640, 640), 100)
-    assert (options.hyp, options.optimizer, options.seed, options.close_mosaic) == (("scratch-low",), None, 0, 0)
+    assert (options.hyp, options.optimizer, options.seed, options.close_mosaic) == ((), None, 0, None)
     assert (options.project, options.name, options.lr_decay, options.amp) == ("runs/train", "exp", "linear", "auto")
     evaluation = val(MINE)
     assert (evaluation.batch_size, evaluation.conf_thres, evaluation.iou_thres) == (16, 0.001, None)
@@ -75,6 +75,8 @@ def test_defaults_are_those_of_yolov5() -> None:
         ("--cache disk", "cache", "disk"),
         ("--adam", "optimizer", "Adam"),
         ("--optimizer adamw", "optimizer", "AdamW"),
+        ("--optimizer musgd", "optimizer", "MuSGD"),
+        ("--close_mosaic 0", "close_mosaic", 0),
         ("--linear-lr", "lr_decay", "linear"),
         ("--cos_lr", "lr_decay", "cosine"),
         ("--poly-lr", "lr_decay", "poly"),
@@ -104,6 +106,7 @@ def test_what_people_type_in_training(typed: str, field: str, value: object) -> 
         ("--no_rect", "rect", False),
         ("--save_json", "save_json", True),
         ("--task speed", "task", "speed"),
+        ("--nms", "nms", True),
     ],
 )
 def test_what_people_type_in_evaluation(typed: str, field: str, value: object) -> None:
@@ -132,6 +135,7 @@ def test_two_sizes_are_height_and_width_and_the_log_says_so(caplog: pytest.LogCa
         (train, "epochs=3", "'epochs=3' belongs to no flag; did you mean --epochs 3?"),
         (train, "stray", "'stray' belongs to no flag"),
         (train, "--t_weights t.pt", "--t_weights is a flag of train_distill.py and val.py, not of train.py"),
+        (train, "--nms", "--nms is a flag of val.py, not of train.py"),
         (val, "--epochs 3", "--epochs is a flag of train.py and train_distill.py, not of val.py"),
         (train, "--epochs 0", "--epochs: got '0', expected a whole number of at least 1"),
         (train, "--epochs 1.5", "--epochs: got '1.5', expected a whole number of at least 1"),

@@ -12,7 +12,8 @@ import yaml
 from engine.options import DistillOptions, Options, distill_options, options_from_file, train_options
 from engine.recipe import recipe, whole_run
 from utils.errors import UserError
-from utils.hyp import write_hyp
+from utils.family import ANCHOR_FREE, ANCHORS
+from utils.hyp import read_hyp, write_hyp
 
 MINE = "--data mine.yaml --weights yolov5n.pt"
 TAUGHT = f"{MINE} --t_weights t.pt"
@@ -30,6 +31,57 @@ def refused(line: str) -> str:
     with pytest.raises(UserError) as caught:
         recipe(distill(line))
     return str(caught.value)
+
+
+def test_what_nobody_says_is_the_familys() -> None:
+    for family, expected in ((ANCHORS, ("SGD", 0, 0.05)), (ANCHOR_FREE, ("auto", 10, 7.5))):
+        hyp = recipe(train(MINE), family)
+        assert (hyp.optimizer, hyp.close_mosaic, hyp.box) == expected
+        hyp = recipe(train(f"{MINE} --optimizer MuSGD --close-mosaic 3"), family)
+        assert (hyp.optimizer, hyp.close_mosaic) == ("MuSGD", 3)
+        assert recipe(train(f"{MINE} --close-mosaic 0 --hyp v26"), family).close_mosaic == 0
+
+
+def test_the_log_says_which_recipe_nobody_chose(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        recipe(train(MINE), ANCHOR_FREE)
+    assert "--hyp: v8, the default of models without anchors" in caplog.text
+    assert "the last 10 epochs have no mosaics (--close-mosaic 0 keeps them)" in caplog.text
+
+
+OURS = sorted(path.stem for path in (Path(__file__).parents[2] / "hyp").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_recipe_of_ours_has_gains_for_every_family(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    for family, low, high in ((ANCHORS, 0.01, 0.1), (ANCHOR_FREE, 5, 10)):
+        hyp = recipe(train(f"{MINE} --hyp {name}"), family)
+        assert low < hyp.box < high
+        assert family is ANCHORS or hyp.anchors is None
+    written = read_hyp(name)
+    assert len(caplog.records) == (0 if written.box is None else 1)  # a file for one kind is for that kind alone
+
+
+def test_gains_of_the_other_kind_are_left_out_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    hyp = recipe(train(f"{MINE} --hyp objects365"), ANCHOR_FREE)
+    assert (hyp.box, hyp.cls, hyp.dfl, hyp.lr0) == (7.5, 0.5, 1.5, 0.00258)
+    (record,) = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert record.getMessage() == (
+        "--hyp objects365: box 0.0539 is a gain for models with anchors; this one, without anchors, takes box 7.5, "
+        "cls 0.5, dfl 1.5 (--hyp v8 has them)"
+    )
+
+
+def test_gains_beside_no_box_gain_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("cls: 0.8\ndfl: 3")
+    hyp = recipe(train(f"{MINE} --hyp finetune {tmp_path / 'mine.yaml'}"), ANCHOR_FREE)
+    assert (hyp.box, hyp.cls, hyp.dfl) == (7.5, 0.8, 3)
+
+
+def test_what_was_settled_stays_as_it_is_when_read_again(tmp_path: Path) -> None:
+    for family in (ANCHORS, ANCHOR_FREE):
+        hyp = recipe(train(f"{MINE} --hyp voc --close-mosaic 2"), family)
+        assert recipe(train(f"{MINE} --hyp {write_hyp(tmp_path / 'hyp.yaml', hyp)}"), family) == hyp
 
 
 def test_the_command_line_wins_over_the_recipe() -> None:

@@ -18,7 +18,7 @@ from engine import checkpoint
 from engine.options import train_options
 from engine.run import Session, freeze, open_session, rounded_size
 from engine.task import DetectionTask
-from models.graph import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.errors import UserError
 
@@ -140,6 +140,55 @@ def test_a_resumed_run_keeps_its_own_anchors_and_one_not_begun_starts_anew(opens
     assert torch.equal(own.head.anchors_px, student.head.anchors_px)
     resumed.fit_anchors(own)
     assert torch.equal(own.head.anchors_px, student.head.anchors_px)
+
+
+def learnt(session: Session) -> Path:
+    model = session.student()
+    session.fit_anchors(model)
+    return session.fit(DetectionTask(model, session.criterion(model))).best
+
+
+@pytest.mark.parametrize("keys", [{}, {"end2end": True, "reg_max": 1}], ids=["one branch", "two branches"])
+def test_a_model_without_anchors_has_its_familys_defaults_and_keeps_them(
+    opens: Opens, anchor_free_cfg: Callable[..., Path], keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        session = opens("--cfg", anchor_free_cfg(**keys), "--epochs", 2)
+    assert "--hyp: v8, the default of models without anchors" in caplog.text
+    written = yaml.safe_load((session.folder / "hyp.yaml").read_text())
+    assert (written["box"], written["close_mosaic"], written["optimizer"]) == (7.5, 10, "auto")
+    assert yaml.safe_load((session.folder / "opt.yaml").read_text())["hyp"] == ["v8"]
+
+    with caplog.at_level(logging.INFO):
+        best = learnt(session)
+    assert "optimizer auto: AdamW" in caplog.text and "best possible recall" not in caplog.text
+    assert yaml.safe_load((session.folder / "opt.yaml").read_text()).get("close_mosaic") is None
+    scored, report = session.score(best)
+    assert scored.head.nms_free == bool(keys)
+    assert report.images == 6
+    assert opens("--resume", session.folder, common=False).hyp == session.hyp
+
+
+def test_weights_without_anchors_have_their_familys_defaults_too(
+    opens: Opens, anchor_free_cfg: Callable[..., Path]
+) -> None:
+    model = Model(read_spec(str(anchor_free_cfg())), 2, NAMES)
+    path = anchor_free_cfg().with_name("own.pt")
+    checkpoint.save(path, model, options={}, hyp={}, metrics={}, half=False)
+    session = opens("--weights", path, "--hyp", "finetune")
+    assert (session.hyp.box, session.hyp.close_mosaic) == (7.5, 10)
+    assert session.criterion(session.student()).gains.box == 7.5
+    # a teacher with anchors that learns along has the gains of its own kind
+    assert session.criterion(Model(read_spec("yolov5p"), 2)).gains.box == pytest.approx(0.05)
+    assert opens("--cfg", "yolov5p", "--hyp", "finetune").hyp.box == 0.05
+
+
+@pytest.mark.parametrize("flag", ["--noautoanchor", "--anchors auto"])
+def test_anchors_are_not_asked_of_a_model_without(
+    opens: Opens, anchor_free_cfg: Callable[..., Path], flag: str
+) -> None:
+    with pytest.raises(UserError, match=f"{flag}: the student's head has no anchors; leave it out"):
+        opens("--cfg", anchor_free_cfg(), *flag.split())
 
 
 def test_classes_without_names_stay_without(opens: Opens, data: Path, tmp_path: Path) -> None:

@@ -43,8 +43,18 @@ def test_everything_that_learns_is_found_and_learns() -> None:
     ]
 
 
-def test_nothing_changes_over_time() -> None:
+def test_without_a_criterion_that_does_nothing_changes_over_time() -> None:
     task, images = DetectionTask(Model(), Criterion()), batch()
     before = task(images)
     task.at(Progress(3, 1, 10, 5))
     assert task(images) == before
+
+
+def test_a_criterion_that_changes_over_time_hears_where_the_run_is() -> None:
+    class Changing(Criterion):
+        def at(self, progress: Progress) -> None:
+            self.heard = progress
+
+    task = DetectionTask(Model(), Changing())
+    task.at(Progress(3, 1, 10, 5))
+    assert task.criterion.heard == Progress(3, 1, 10, 5)

@@ -20,7 +20,7 @@ from engine.plan import Plan
 from engine.task import DetectionTask
 from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
-from models.graph import read_spec
+from models.families import read_spec
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
 from utils.errors import UserError

@@ -1,4 +1,4 @@
-"""Heads, levels and targets that the losses of heads with anchors are tested on, and the recorded cases."""
+"""Heads, levels and targets that the losses are tested on, and the recorded cases of heads with anchors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import box_iou, complete_box_iou
 
 from losses.anchor import AnchorLoss, Gains
+from utils.family import ANCHORS, box_gain
 from utils.hyp import Hyp
 from utils.types import Batch, Prediction
 
@@ -43,6 +44,17 @@ def make_head(num_classes: int, anchors_px: Any = ANCHORS_PX, strides: Any = STR
     return Head(num_classes, torch.tensor(anchors_px, dtype=torch.float32) / steps[:, None, None], steps)
 
 
+@dataclass
+class FreeHead:
+    """As much of a head without anchors."""
+
+    num_classes: int
+    strides: Tensor
+    reg_max: int
+    two_branches: bool
+    nms_free: bool
+
+
 def make_batch(targets: Tensor, images: int = 2, labelled: list[bool] | None = None) -> Batch:
     known = torch.tensor(labelled if labelled is not None else [True] * images)
     return Batch(torch.zeros(images, 3, *SIZE), targets, known)
@@ -63,6 +75,33 @@ def levels_of() -> Callable[..., tuple[Tensor, ...]]:
     def draw(images: int = 2, num_classes: int = 3, size: tuple[int, int] = SIZE) -> tuple[Tensor, ...]:
         shapes = [(images, 3, size[0] // s, size[1] // s, 5 + num_classes) for s in STRIDES]
         return tuple(torch.randn(shape).requires_grad_() for shape in shapes)
+
+    return draw
+
+
+@pytest.fixture
+def free_head_with() -> Callable[..., FreeHead]:
+    def make(num_classes: int = 3, reg_max: int = 16, two_branches: bool = False, nms_free: bool = False) -> FreeHead:
+        return FreeHead(num_classes, torch.tensor(STRIDES, dtype=torch.float32), reg_max, two_branches, nms_free)
+
+    return make
+
+
+@pytest.fixture
+def free_levels_of() -> Callable[..., tuple[Tensor, ...]]:
+    """Levels of heads without anchors, whose boxes are of all sizes, 3 strides a side on average."""
+
+    def draw(
+        images: int = 2, num_classes: int = 3, reg_max: int = 16, size: tuple[int, int] = SIZE
+    ) -> tuple[Tensor, ...]:
+        levels = []
+        for stride in STRIDES:
+            place = (images, 4, reg_max, size[0] // stride, size[1] // stride)
+            # logits with their maximum near 3, or distances
+            bins = torch.arange(reg_max).view(1, 1, -1, 1, 1)
+            sides = torch.randn(place) - (bins - 3).abs() if reg_max > 1 else torch.rand(place) * 6
+            levels.append(torch.cat((sides.flatten(1, 2), torch.randn(images, num_classes, *place[3:]) - 1), dim=1))
+        return tuple(level.requires_grad_() for level in levels)
 
     return draw
 
@@ -215,7 +254,7 @@ def terms_of(
         probability = level[..., 4].sigmoid()
         entropy = -(wanted * probability.log() + (1 - wanted) * (1 - probability).log())
         obj_term = obj_term + (4.0, 1.0, 0.4)[number] * (entropy * counted).mean()
-    return [recipe.box * box_term, recipe.obj * obj_term, recipe.cls * cls_term]
+    return [box_gain(recipe, ANCHORS) * box_term, recipe.obj * obj_term, recipe.cls * cls_term]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from losses.anchor import AUXILIARY, AnchorLoss, Gains, rescaled_gains
+from utils.family import ANCHORS, box_gain
 from utils.hyp import Hyp
 from utils.types import Prediction
 
@@ -19,7 +20,9 @@ from utils.types import Prediction
 def criterion(head_with) -> Callable[..., AnchorLoss]:
     def make(num_classes: int = 3, size: tuple[int, int] = (64, 96), **hyp) -> AnchorLoss:
         recipe = Hyp(**hyp)
-        return AnchorLoss(head_with(num_classes), recipe, size, Gains(recipe.box, recipe.obj, recipe.cls))
+        return AnchorLoss(
+            head_with(num_classes), recipe, size, Gains(box_gain(recipe, ANCHORS), recipe.obj, recipe.cls)
+        )
 
     return make
 

@@ -8,6 +8,7 @@ from losses.anchor import AnchorLoss
 from losses.build import build_criterion
 from losses.matching import IouMatcher, Matcher
 from losses.ota import OtaLoss
+from losses.tal import TaskAlignedLoss
 from utils.hyp import Hyp
 
 
@@ -24,3 +25,8 @@ def test_assign_chooses_the_matches(assign, kind, ignored_above, head_with):
     assert type(loss.match) is kind
     assert loss.ignore_iou == ignored_above
     assert assign == "ratio" or loss.match.threshold == 0.4
+
+
+@pytest.mark.parametrize("recipe", [{}, {"loss_ota": 1}, {"assign": "iou"}])
+def test_without_anchors_there_is_one_loss(recipe, free_head_with):
+    assert type(build_criterion(free_head_with(3), Hyp(**recipe), (64, 96))) is TaskAlignedLoss

@@ -15,6 +15,7 @@ from losses import ota
 from losses.anchor import AnchorLoss, Gains
 from losses.matching import Matches
 from losses.ota import OtaLoss
+from utils.family import ANCHORS, box_gain
 from utils.hyp import Hyp
 from utils.types import Prediction
 
@@ -31,7 +32,7 @@ RECORDED = {
 def criterion(head_with) -> Callable[..., OtaLoss]:
     def make(num_classes: int = 3, size: tuple[int, int] = (64, 96), **hyp) -> OtaLoss:
         recipe = Hyp(loss_ota=1, **hyp)
-        return OtaLoss(head_with(num_classes), recipe, size, Gains(recipe.box, recipe.obj, recipe.cls))
+        return OtaLoss(head_with(num_classes), recipe, size, Gains(box_gain(recipe, ANCHORS), recipe.obj, recipe.cls))
 
     return make
 

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import box_convert, complete_box_iou, distance_box_iou, generalized_box_iou, sigmoid_focal_loss
 from torchvision.ops import box_iou as plain_box_iou
 
-from losses.terms import bbox_iou, bce, smoothed
+from losses.terms import bbox_iou, bce, distribution_focal, smoothed
 
 KINDS = ("iou", "giou", "diou", "ciou")
 REFERENCE = dict(zip(KINDS, (plain_box_iou, generalized_box_iou, distance_box_iou, complete_box_iou), strict=True))
@@ -88,3 +88,27 @@ def test_saturated_logits_have_a_finite_gradient(gamma):
 def test_smoothing_moves_both_targets_by_half_of_epsilon():
     assert smoothed(0.0) == (1, 0)
     assert smoothed(0.1) == pytest.approx((0.95, 0.05))
+
+
+def test_distribution_focal_equals_a_loop_over_sides():
+    logits = torch.randn(20, 4, 16)
+    distances = torch.rand(20, 4) * 20 - 2
+    distances[0] = torch.tensor([0.0, 3, 14.99, 15])
+    for row, aims, found in zip(logits, distances, distribution_focal(logits, distances), strict=True):
+        expected = 0.0
+        for bins, aim in zip(row.tolist(), aims.tolist(), strict=True):
+            aim = min(max(aim, 0), 14.99)
+            log_sum = math.log(sum(math.exp(x) for x in bins))
+            above = min(int(aim) + 1, 15)
+            nearness = aim - above + 1
+            expected -= ((1 - nearness) * (bins[above - 1] - log_sum) + nearness * (bins[above] - log_sum)) / 4
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_distribution_learns_the_distance_that_is_wanted():
+    logits, distances = torch.zeros(1, 4, 8, requires_grad=True), torch.tensor([[0.0, 2.25, 5.9, 30]])
+    for _ in range(300):
+        (slope,) = torch.autograd.grad(distribution_focal(logits, distances).sum(), logits)
+        logits = (logits - 10 * slope).detach().requires_grad_()
+    expected = (logits.softmax(-1) * torch.arange(8)).sum(-1)
+    assert torch.allclose(expected, torch.tensor([[0.0, 2.25, 5.9, 6.99]]), atol=0.1)

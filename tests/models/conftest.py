@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.spec import ModelSpec, read_spec
+from models.families import read_spec
+from models.spec import ModelSpec
 from models.yolo import Model
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

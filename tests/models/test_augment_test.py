@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.augment_test import _padded, _restored, augmented
-from models.spec import read_spec
+from models.families import read_spec
 from models.yolo import Model
 from utils.types import Prediction
 
@@ -69,6 +69,18 @@ def test_a_model_augments_and_gives_the_features_of_the_unscaled_pass(small):
     cells = [8 * 12 + 4 * 6, 8 * 12 + 4 * 6 + 2 * 3, 4 * 4 + 2 * 2]
     assert decoded.shape == (2, 3 * sum(cells), 8)
     assert torch.equal(decoded[:, : 3 * cells[0]], full[:, : 3 * cells[0]])
+
+
+@pytest.mark.parametrize("keys", [{}, {"end2end": True, "reg_max": 1}], ids=["one branch", "two branches"])
+def test_a_model_without_anchors_augments(anchor_free_cfg, keys):
+    model = Model(read_spec(str(anchor_free_cfg(**keys))), 2).eval()
+    image = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        whole, several = model.predict(image), model.predict(image, augment=True)
+    cells = [8 * 12 + 4 * 6, 8 * 12 + 4 * 6 + 2 * 3, 4 * 4 + 2 * 2]
+    assert several.shape == (2, sum(cells), 7)
+    assert torch.equal(several[:, : cells[0]], whole[:, : cells[0]])
+    assert (several[..., 4] == 1).all()
 
 
 @pytest.mark.parametrize("name", ["yolov7-tiny", "yolov3-tiny", "yolov3-slim"])

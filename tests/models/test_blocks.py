@@ -18,6 +18,11 @@ from models.graph import MANY_INPUTS
 ARGUMENTS = {
     "TransformerBlock": (16, 2, 1),
     "GhostBottleneck": (8,),
+    "ELAN1": (16, 8, 4),
+    "RepNCSPELAN4": (16, 8, 4, 2),
+    "SPPELAN": (16, 4),
+    "CBLinear": ((8, 16),),
+    "CBFuse": ((),),
     "Concat": (1,),
     "nn.Upsample": (None, 2, "nearest"),
     "nn.MaxPool2d": (2, 2, 0),
@@ -39,6 +44,8 @@ def test_every_block_puts_out_the_channels_it_says_and_passes_gradients(name):
     module, c_out = BLOCKS[name].from_spec(spec, [8], 1.0)
     x = torch.rand(2, 8, 12, 16, requires_grad=True)
     y = module([x] if name in MANY_INPUTS else x)
+    if name == "CBLinear":  # puts out several maps, of which the last is told
+        *_, y = y
     assert y.shape[:2] == (2, c_out)
     y.sum().backward()
     assert x.grad is not None

@@ -6,8 +6,9 @@ import yaml
 from torch import nn
 
 from models.blocks.base import round_channels
-from models.graph import ModelSpec, layer_specs, read_spec
-from models.spec import family_scales
+from models.families import family_scales, read_spec
+from models.graph import layer_specs
+from models.spec import ModelSpec
 from models.yolo import Model
 from utils.errors import UserError
 
@@ -77,7 +78,13 @@ def test_every_published_model_and_ours_are_known():
     names = {f"yolov5{scale}{level}" for scale in "nsmlx" for level in ("", "6")}
     names |= {"yolov3", "yolov3-spp", "yolov3-tiny", "yolov7", "yolov7x"}
     names |= {f"yolov7-{kind}" for kind in ("tiny", "tiny-silu", "w6", "e6", "d6", "e6e")}
-    assert set(family_scales()) == names | {"yolov5p", "yolov3-slim"}
+    names |= {f"yolov8{scale}{level}" for scale in "nsmlx" for level in ("", "-p2", "-p6")}
+    names |= {f"yolov9{scale}" for scale in "tsmce"} | {f"yolov10{scale}" for scale in "nsmblx"}
+    names |= {f"yolo{version}{scale}" for version in (11, 12, 26) for scale in "nsmlx"}
+    names |= {f"yolo26{scale}{level}" for scale in "nsmlx" for level in ("-p2", "-p6")}
+    names |= {f"yolov5{scale}{level}u" for scale in "nsmlx" for level in ("", "6")}
+    names |= {"yolov3u", "yolov3-sppu", "yolov3-tinyu"}
+    assert set(family_scales()) == names | {"yolov5p", "yolov5pu", "yolov3-slim"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_the_form_for_inference_is_without_auxiliary_layers():
 
 def test_keypoints_are_refused_by_name(write):
     head = [*SINGLE["head"][:-1], [SINGLE["head"][-1][0], 1, "IKeypoint", ["nc", "anchors"]]]
-    with pytest.raises(UserError, match="IKeypoint is not supported: it finds keypoints"):
+    with pytest.raises(UserError, match="IKeypoint finds keypoints; this repository trains detectors of boxes"):
         Model(read_spec(write(head=head)), 5)
 
 
@@ -126,7 +133,10 @@ def test_a_file_of_the_user_wins_over_the_name(write, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["yolov5t", "my/own/yolov5s.yaml", "nowhere.yaml"])
 def test_unknown_models_are_told(name):
-    with pytest.raises(UserError, match=r"no model file .*known: yolov3, yolov3-slim"):
+    with pytest.raises(
+        UserError,
+        match=r"no model file .*known: yolo11\[nsmlx\], .*yolov5\[nsmlxp\]u, .*yolov7-tiny-silu",
+    ):
         read_spec(name)
     with pytest.raises(UserError, match="did you mean 'yolov5s'"):
         read_spec("yolo5s")
@@ -223,11 +233,63 @@ def test_bad_files_are_named(tmp_path, root):
     path.write_text("- 1")
     with pytest.raises(UserError, match=r"broken.yaml: not a model file"):
         read_spec(str(path))
-    path.write_text("backbone: []\nhead: []")
-    with pytest.raises(UserError, match="no 'anchors'"):
+    path.write_text("head: []\nanchors: 3")
+    with pytest.raises(UserError, match="no 'backbone'"):
         read_spec(str(path))
     path.write_text("backbone: []\nhead: []\nanchors: 3")
     with pytest.raises(UserError, match=r"broken\.yaml: no rows"):
         read_spec(str(path))
-    with pytest.raises(UserError, match=r"a family of several scales; name one of ours .*yolov5n"):
-        read_spec(str(root / "models/cfg/yolov5.yaml"))
+
+
+# -- files in Ultralytics' format --------------------------------------------------------------------------------------
+
+SCALED = {
+    "nc": 5,
+    "scales": {"n": [0.33, 0.25, 128], "s": [0.67, 0.5, 64]},
+    "backbone": [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [128, 3, 2]], [-1, 3, "C3", [256]]],
+    "head": [[[1, 2], 1, "Detect", ["nc"]]],
+}
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    path = tmp_path / "yolov8-mine.yaml"
+    path.write_text(yaml.safe_dump(SCALED))
+    return path
+
+
+def test_a_scale_is_depth_width_and_largest_channels(scaled):
+    spec = read_spec(str(scaled.with_name("yolov8s-mine.yaml")))
+    assert (spec.name, spec.scale, spec.depth_multiple, spec.width_multiple) == ("yolov8s-mine", "s", 0.67, 0.5)
+    model = Model(spec, 5)
+    assert [info.channels for info in model.feature_info] == [32, 32, 32]  # at most 64, then half
+    assert len(model.model[2].m) == 2  # 3 * 0.67
+
+
+def test_the_scale_stands_in_the_name_of_a_file_or_is_the_first(scaled, caplog):
+    caplog.set_level("INFO")
+    own = scaled.rename(scaled.with_name("yolov8s.yaml"))
+    assert read_spec(str(own)).scale == "s"
+    assert read_spec(str(own.rename(own.with_name("mine.yaml")))).scale == "n"
+    assert "mine.yaml has the scales n, s: taking n" in caplog.text
+
+
+def test_our_family_files_are_files_like_others(root):
+    assert read_spec(str(root / "models/cfg/yolov5.yaml")).scale == "n"
+    assert read_spec(str(root / "models/cfg/yolo11m.yaml")).backbone == read_spec("yolo11m").backbone
+
+
+@pytest.mark.parametrize(
+    "name", ["ultralytics/cfg/models/v8/yolov8n.yaml", "cfg/models/26/yolo26x.yaml", "yolov10b", "yolov9t", "yolov5nu"]
+)
+def test_names_of_ultralytics_are_ours(name):
+    spec = read_spec(name)
+    assert spec.anchor_free and spec.nms_iou == 0.7
+    assert spec.two_branches is ("26" in name or "v10" in name)
+
+
+def test_a_spec_without_anchors_survives_being_written():
+    for name in ("yolov8m-p6", "yolov9e", "yolov10x", "yolo26l"):
+        spec = read_spec(name)
+        described = yaml.safe_load(yaml.safe_dump(spec.to_dict()))
+        assert ModelSpec.from_dict(described, described["name"], "") == spec

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.spec import ModelSpec, read_spec
+from models.families import read_spec
+from models.spec import ModelSpec
 from models.summary import count_parameters, gflops
 from models.weights import load_model
 from models.yolo import Model

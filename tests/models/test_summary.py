@@ -4,7 +4,9 @@ import copy
 
 import torch
 
+from models.families import read_spec
 from models.summary import count_parameters, describe, gflops, layer_table
+from models.yolo import Model
 
 
 def counted_slowly(model, size):
@@ -49,3 +51,11 @@ def test_half_precision_models_are_counted_too(small):
     assert gflops(copy.deepcopy(small).half(), 128) == gflops(small, 128)
     with torch.autocast("cpu", torch.bfloat16):
         small(torch.rand(1, 3, 64, 64), profile=True)
+
+
+def test_layers_of_several_maps_have_a_cost(caplog):
+    caplog.set_level("INFO")
+    model = Model(read_spec("yolov9e"), 2).eval()
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64), profile=True)
+    assert "10 CBLinear" in caplog.text and "16 CBFuse" in caplog.text

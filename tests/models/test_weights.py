@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.spec import ModelSpec, deployed, read_spec
+from models.families import deployed, read_spec
+from models.spec import ModelSpec
 from models.transfer import transfer
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
@@ -142,17 +143,19 @@ def test_another_activation_in_a_pickle_is_seen(published, small, image):
         load_model(published())
 
 
-def test_families_that_we_do_not_have_are_named(published, shared):
-    rows = {"backbone": [[-1, 1, "Conv", [8]]], "head": [[[0], 1, "Detect", ["nc"]]], "yaml_file": "yolov8n.yaml"}
-    with pytest.raises(UserError, match="family yolov8n, which is not supported yet: its head has no anchors"):
+def test_families_that_we_do_not_have_are_named(published):
+    rows = {
+        "backbone": [[-1, 1, "C2fAttn", [8]]],
+        "head": [[[0], 1, "Detect", ["nc"]]],
+        "yaml_file": "yolov8-world.yaml",
+    }
+    with pytest.raises(UserError, match="family yolov8-world, which is not supported: its layers C2fAttn are unknown"):
         load_model(published(yaml=rows))
-    rows = {"anchors": 3, "backbone": [[-1, 1, "C2f", [8]]], "head": [[[0], 1, "Segment", ["nc"]]]}
-    with pytest.raises(UserError, match=r"models.published.Model, which is not .*C2f, Segment are unknown"):
+    rows = {"backbone": [[-1, 1, "Conv", [8]]], "head": [[[0], 1, "Segment", ["nc", 32, 256]]]}
+    with pytest.raises(UserError, match=r"models\.published\.Model, which is not supported: it finds masks, not boxes"):
         load_model(published(yaml=rows))
     with pytest.raises(UserError, match=r"holds a models\.published\.Model, not a detector"):
         load_model(published(yaml=None))
-    with pytest.raises(UserError, match="family yolo26n, which is not supported yet"):
-        load_model(str(shared / "weights" / "yolo26n.pt"))
 
 
 def test_a_pickle_of_odd_content_is_an_error_of_one_line(published):
@@ -372,3 +375,43 @@ def test_a_head_of_bins_knows_its_classes(tmp_path):
 def test_bare_state_dicts_of_other_families_are_recognised(name, tmp_path):
     torch.save(Model(read_spec(name), 80).state_dict(), tmp_path / "weights.pt")
     assert load_model(str(tmp_path / "weights.pt"))[0].spec.name == name
+
+
+# -- models without anchors --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free():
+    return Model(read_spec("yolov8n"), 3, ("cat", "dog", "cow")).eval()
+
+
+def test_a_bare_state_dict_without_anchors_is_recognised(free, tmp_path):
+    torch.save(free.state_dict(), tmp_path / "weights.pt")
+    model, report = load_model(str(tmp_path / "weights.pt"))
+    assert (model.spec.name, model.num_classes) == ("yolov8n", 3) and report.taken == report.total
+
+
+def test_other_classes_leave_the_class_towers_anew(free, tmp_path):
+    torch.save(free.state_dict(), tmp_path / "weights.pt")
+    model, report = load_model(str(tmp_path / "weights.pt"), num_classes=5)
+    assert model.num_classes == 5
+    assert {key.split(".")[2] for key, _ in report.skipped} == {"cv3"}
+    assert {reason for _, reason in report.skipped} == {"nc 3 != 5"}
+    assert torch.equal(model.model[0].conv.weight, free.model[0].conv.weight)
+
+
+def test_anchors_have_no_say_in_a_model_without(free, tmp_path):
+    torch.save(free.state_dict(), tmp_path / "weights.pt")
+    model, _ = load_model(str(tmp_path / "weights.pt"), anchors=3, anchors_from_cfg=True)
+    assert model.spec.anchors is None
+
+
+@pytest.mark.parametrize("branch", ["one_to_one", "one_to_many"])
+def test_a_fused_file_of_two_branches_fits_the_branch_that_it_has(branch, tmp_path, image):
+    model = Model(read_spec("yolo26n"), 3).eval()
+    model.head.use(branch)
+    torch.save(model.fuse().state_dict(), tmp_path / "fused.pt")
+    loaded, _ = load_model(str(tmp_path / "fused.pt"), "yolo26n")
+    loaded.eval().head.use(branch)
+    assert loaded.num_classes == 3
+    torch.testing.assert_close(loaded.predict(image), model.predict(image), rtol=1e-4, atol=1e-3)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.graph import ModelSpec, read_spec
+from models.families import read_spec
+from models.spec import ModelSpec
 from models.yolo import Model
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from utils.boxes import clip, iou_matrix, to_original, to_tensor, xywh_to_xyxy, xyxy_to_xywh
+from utils.boxes import (
+    cell_points,
+    clip,
+    expected_distances,
+    iou_matrix,
+    to_original,
+    to_tensor,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
 from utils.types import Frame
 
 FRAME = Frame(height=480, width=640, scale_y=0.5, scale_x=0.5, offset_y=40, offset_x=0)
@@ -52,3 +61,21 @@ def test_what_lies_in_the_padding_is_cut():
 def test_overlaps_of_empty_boxes_are_zero():
     assert iou_matrix(torch.zeros(2, 4), torch.zeros(3, 4)).tolist() == [[0] * 3] * 2
     assert iou_matrix(torch.zeros(0, 4), some_corners(3)).shape == (0, 3)
+
+
+def test_points_lie_amid_their_cells():
+    points = cell_points(2, 3)
+    assert points.shape == (2, 3, 2)
+    assert points.tolist() == [[[column + 0.5, row + 0.5] for column in range(3)] for row in range(2)]
+
+
+def test_expected_distances_equal_a_loop_over_bins():
+    logits = torch.randn(2, 5, 4, 16)
+    weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    expected = sum(number * weights[..., number] for number in range(16))
+    assert torch.allclose(expected_distances(logits), expected, atol=1e-5)
+
+
+def test_a_single_bin_is_the_distance_itself():
+    logits = torch.randn(3, 4, 1)
+    assert torch.equal(expected_distances(logits), logits[..., 0])

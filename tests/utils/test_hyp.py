@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
+from utils.family import ANCHOR_FREE, ANCHORS, for_family
 from utils.files import ROOT
 from utils.hyp import (
     Hyp,
@@ -97,8 +98,55 @@ def test_unused_keys_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     assert record.getMessage() == "hyp/theirs.yaml: not used here: iou_t (matching is by anchor_t)"
 
 
-def test_the_default_recipe_is_scratch_low() -> None:
-    assert read_hyp("scratch-low") == Hyp()
+# as everybody copies it, shortened
+PASTED = """
+task: detect
+mode: train
+model:
+epochs: 100
+batch: 16
+optimizer: auto
+cos_lr: False
+close_mosaic: 15
+overlap_mask: True
+iou: 0.7
+lr0: 0.02
+box: 7.5
+cls: 0.5
+dfl: 1.5
+pose: 12.0
+kobj: 1.0
+nbs: 32
+bgr: 0.0
+cutmix: 0.0
+copy_paste_mode: flip
+auto_augment: randaugment
+erasing: 0.4
+"""
+
+
+def test_a_default_yaml_of_ultralytics_loads_and_what_is_not_used_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "args.yaml").write_text(PASTED)
+    with caplog.at_level(logging.INFO):
+        hyp = read_hyp(tmp_path / "args.yaml")
+    assert (hyp.optimizer, hyp.close_mosaic, hyp.lr0, hyp.nominal_batch) == ("auto", 15, 0.02, 32)
+    assert (hyp.box, hyp.cls, hyp.dfl) == (7.5, 0.5, 1.5)
+    (record,) = caplog.records
+    assert "pose kobj auto_augment erasing (of other tasks" in record.getMessage()
+    assert "bgr cutmix copy_paste_mode (there is no" in record.getMessage()
+
+
+def test_a_key_of_another_name_wins_over_ours_in_an_earlier_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("nbs: 8")
+    assert read_hyp("finetune", tmp_path / "mine.yaml").nominal_batch == 8
+    assert message(nbs=8, nominal_batch=16).endswith("nbs and nominal_batch are the same; give one of them")
+
+
+def test_the_default_recipes_are_what_is_taken_where_a_file_says_nothing() -> None:
+    for family in (ANCHORS, ANCHOR_FREE):
+        assert for_family(read_hyp(family.recipe), family) == for_family(Hyp(), family)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "hyp").glob("*.yaml")), ids=lambda file: file.stem)
@@ -127,6 +175,10 @@ def test_every_recipe_survives_writing(file: Path, tmp_path: Path) -> None:
         ("hyp.scratch.tiny.yaml", "v7-tiny"),
         ("scratch.custom", "v7-custom"),
         ("hyp/v7-p5.yaml", "v7-p5"),
+        ("v8", "v8"),
+        ("yolov10", "v8"),
+        ("yolo11.yaml", "v8"),
+        ("yolo26", "v26"),
     ],
 )
 def test_names_in_peoples_notes_are_our_files(

@@ -249,6 +249,20 @@ def test_average_precision_of_a_known_curve():
     assert average_precision(recall, precision) == pytest.approx(expected)
 
 
+def test_the_curve_may_drop_where_recall_ends():
+    # 51 points of precision 1, up to recall 0.5, then 50 of 0: 50 whole trapezoids and a half one
+    recall, precision = np.array([0.25, 0.505]), np.array([1.0, 1.0])
+    assert average_precision(recall, precision, "drop") == pytest.approx(0.505)
+    assert average_precision(recall, precision, "line") > 0.74
+
+
+def test_scores_with_a_drop_are_below_those_with_a_line_and_else_equal():
+    stats = stats_of(data_set(0))
+    line, drop = (evaluate(stats, NAMES, end) for end in ("line", "drop"))
+    assert (line.precision, line.recall) == (drop.precision, drop.recall)
+    assert line.map - 0.1 < drop.map < line.map and drop.map50 < line.map50
+
+
 def test_fitness_weighs_the_harder_score_more():
     assert fitness(Evaluation(map50=0.5, map=0.3)) == pytest.approx(0.1 * 0.5 + 0.9 * 0.3)
 

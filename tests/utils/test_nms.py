@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from utils import nms
-from utils.nms import non_max_suppression
+from utils.nms import highest_scores, non_max_suppression
 
 
 def decoded_rows(images: int = 2, count: int = 300, num_classes: int = 3, size: float = 320) -> Tensor:
@@ -137,3 +137,28 @@ def test_the_input_is_not_edited_and_half_precision_is_not_spread():
     non_max_suppression(decoded)
     assert torch.equal(decoded, before)
     assert all(found.dtype == torch.float32 for found in non_max_suppression(decoded.half()))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize(("conf", "max_det"), [(0.001, 300), (0.5, 300), (0.001, 7), (1.0, 7)])
+def test_the_highest_scores_are_those_of_a_loop(conf, max_det, multi_label):
+    decoded = decoded_rows()
+    for rows, obtained in zip(decoded, highest_scores(decoded, conf, max_det, multi_label), strict=True):
+        expected = torch.tensor(slow_suppression(rows, conf, 1.0, max_det, multi_label, False)).view(-1, 6)
+        assert torch.allclose(obtained, expected, atol=1e-3)
+
+
+def test_the_highest_scores_are_those_of_the_best_boxes_first_and_then_of_their_classes():
+    """Published code takes `max_det` boxes by their best class, then `max_det` pairs of these."""
+    decoded = decoded_rows(images=1)
+    scores = decoded[0, :, 5:] * decoded[0, :, 4:5]
+    boxes = scores.amax(dim=1).topk(20).indices
+    best = scores[boxes].flatten().topk(20).values
+    torch.testing.assert_close(highest_scores(decoded, 0.001, 20)[0][:, 4], best)
+
+
+def test_the_highest_scores_of_some_classes_leave_out_rows_that_are_not_finite():
+    decoded = decoded_rows(images=1)
+    decoded[0, 0] = torch.nan
+    (found,) = highest_scores(decoded, 0.0, 5000, classes=[0, 2])
+    assert found[:, 5].unique().tolist() == [0, 2] and len(found) == 2 * 299

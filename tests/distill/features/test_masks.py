@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from distill.features import masks
 from distill.pairs import Lesson
+from tests.distill.heads import make_head, make_levels
 from utils.types import Batch, Prediction
 
 
@@ -155,3 +156,10 @@ def test_scores_are_float32_and_without_gradient(draw_batch, draw_prediction, de
     scores = masks.score_map(Lesson(draw_batch(), 8, Prediction(levels), detector().head, (8, 16, 32)), 8, 8)
     assert scores.dtype == torch.float32
     assert not scores.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["dfl", "direct"])
+def test_without_anchors_the_score_is_that_of_the_likeliest_class(draw_batch, kind):
+    taught = make_levels(kind)
+    scores = masks.score_map(Lesson(draw_batch(), 16, taught, make_head(kind), (8, 16, 32)), 4, 4)
+    assert torch.equal(scores, taught.levels[1][:, -3:].amax(1, keepdim=True).sigmoid())

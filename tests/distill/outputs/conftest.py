@@ -10,7 +10,16 @@ import pytest
 import torch
 from torchvision.ops import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 
+from distill.classes import match_classes
+from distill.gains import Gains
+from distill.outputs import OUTPUTS
+from distill.outputs.base import Sides
+from losses.assignment import TaskAlignedAssigner
+from tests.distill.heads import make_head
+from utils.registry import build
 from utils.types import Prediction
+
+FREE_GAINS = Gains(box=7.5, obj=0.0, cls=1.5, dfl=1.5)  # of a head without anchors and with three classes
 
 
 class Cell(NamedTuple):
@@ -23,6 +32,15 @@ class Cell(NamedTuple):
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
+
+
+def answering(student, taught, batch, threshold=0.25, **options):
+    """(B, N) bool: cells of heads without anchors; assigned, in images without labels by the teacher's scores."""
+    assigned = (
+        TaskAlignedAssigner(**options).on_levels(student.levels, torch.tensor([8.0, 16.0, 32.0]), 3, batch).positive
+    )
+    scores = torch.cat([level[:, -3:].sigmoid().amax(1).flatten(1) for level in taught.levels], dim=1)
+    return torch.where(batch.labelled[:, None], assigned, scores >= threshold)
 
 
 @pytest.fixture
@@ -95,3 +113,15 @@ def believed() -> Callable:
         return boxes / belief, everywhere / len(cells), labels / belief
 
     return means
+
+
+@pytest.fixture
+def loss_between() -> Callable:
+    """An output loss between heads of two kinds (`KINDS` of tests.distill.heads), mostly without anchors."""
+
+    def make(name, student="dfl", teacher="dfl", own=("cat", "dog", "bird"), other=("cat", "dog", "bird"), **options):
+        heads = make_head(student, len(own)), make_head(teacher, len(other))
+        sides = Sides(*heads, match_classes(own, other, len(own), len(other)), FREE_GAINS)
+        return build("output loss", name, OUTPUTS, sides, options=options)
+
+    return make

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from distill.outputs.terms import joint_logit
+from distill.outputs.view import joint_logit
 from utils.errors import UserError
 from utils.types import Prediction
 
