@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -118,3 +118,11 @@ def draw_prediction() -> Callable[..., Prediction]:
         return Prediction(tuple(3 * torch.randn(shape) for shape in shapes))
 
     return draw
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """DDP without a second process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 
@@ -199,3 +200,22 @@ def test_hard_images_are_emphasised_and_unlabelled_ones_labelled(student, teache
     course = task.courses[0]
     labelled = course.labeller(batch, course.show(batch).prediction)
     assert labelled.labelled.all() and (labelled.targets[:, 0] == 1).sum() > 1
+
+
+@pytest.mark.parametrize("kind", ["frozen", "online"])
+def test_two_branches_learn_from_bins_under_ddp(kind, draw_batch, one_rank):
+    student, teacher = model_of("yolo26n"), model_of("yolov8n")
+    hyp = read_hyp("finetune", "v8")
+    criterion = build_criterion(student.head, hyp, SIZE)
+    task = build_distillation(
+        *(student, criterion, [teacher], dataclasses.replace(hyp, teachers=(TeacherRole(kind),))),
+        gains=criterion.gains,
+        criterion_of=lambda model: build_criterion(model.head, hyp, SIZE),
+    ).train()
+    wrapped = torch.nn.parallel.DistributedDataParallel(task)
+    for _ in range(2):  # the second step tells of parameters that the first left without a gradient
+        task.zero_grad(set_to_none=True)
+        terms = wrapped(draw_batch(size=128))
+        sum(terms.values()).backward()
+    assert ("teacher" in terms) == (kind == "online")
+    assert all(parameter.grad is not None for parameter in student.parameters() if parameter.requires_grad)

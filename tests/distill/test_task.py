@@ -37,13 +37,6 @@ def task_of(detector, criterion, gains):
 
 
 @pytest.fixture
-def one_rank():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
 def self_taught(detector, criterion, gains):
     """A task whose only teacher is an average of the student."""
 
