@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.options import ValOptions, val_options
 from utils.errors import UserError, exits_cleanly
@@ -68,8 +68,8 @@ def validate(options: ValOptions) -> list[Contender]:
     if not options.single_cls:  # then whatever is found counts
         refuse_strangers(candidates, data)
     stride = max(one.model.stride for one in candidates)
-    family = family_of(candidates[0].model.spec)
-    evaluator = build_evaluator(options, data, device, stride, family.curve_end, shown_alike(candidates))
+    curve_end: Any = options.curve_end or family_of(candidates[0].model.spec).curve_end
+    evaluator = build_evaluator(options, data, device, stride, curve_end, shown_alike(candidates))
     folder = run_folder(options.project, options.name, options.exist_ok)
     print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
 

@@ -20,6 +20,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from benchmarks.lanes import Children, score_teachers, work_all
 from benchmarks.measured import stop_on_signals
 from benchmarks.report import conclude, read_result
 from engine.command_line import parse
-from engine.options import DistillOptions
+from engine.options import DistillOptions, Options
 from utils.errors import UserError, exits_cleanly
 from utils.files import write_text
 from utils.hyp import DEFAULT, resolve_hyp
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arms = [Arm(BASELINE), *(read_arm(name, OUTPUTS, FEATURES, plan.hyp) for name in methods)]
     runs = plan_runs(plan, arms, options.seeds)
     settings["bytes"] = prepare(plan)
+    plan = counted_alike(plan)
     keep_settings(plan, settings, arms)
     command = shlex.join(["python", "benchmarks/distillation.py", *words])
     children = Children(options.lanes)
@@ -132,6 +134,15 @@ def read_plan(options: argparse.Namespace, extra: Sequence[str]) -> tuple[Plan, 
     settings = {name: getattr(plan, name) for name in SHARED if name != "hyp"}
     settings["recipes"] = [resolve_hyp(name).read_text(encoding="utf-8") for name in plan.hyp]  # not only their names
     return plan, settings | {name: value for name, value in given.items() if name not in HARMLESS}
+
+
+def counted_alike(plan: Plan) -> Plan:
+    """With mAP counted as the student's family does, for its teacher, too."""
+    from engine.start import architecture, family_of, starting_point
+
+    student = Options(weights=plan.weights, cfg=plan.cfg)
+    curve_end = family_of(architecture(student, starting_point(student, None))).curve_end
+    return replace(plan, evaluation=(*plan.evaluation, "--curve-end", curve_end))
 
 
 def prepare(plan: Plan) -> dict[str, int]:

@@ -272,6 +272,13 @@ VAL_FLAGS: Groups = (
             _flag("--no-rect", "square batches", dest="rect", action="store_false"),
             _switch("--augment", "test-time augmentation"),
             _switch("--nms", "of YOLOv10 and 26 the branch whose boxes overlap, with suppression"),
+            _flag(
+                "--curve-end",
+                "where recall ends precision goes on in a line to (1, 0), or drops to 0 (default: as the scores of the "
+                "first weights' family are published, line with anchors, drop without)",
+                type=_one_of("line", "drop"),
+                metavar="WAY",
+            ),
             _switch("--half", "half precision"),
         ),
     ),

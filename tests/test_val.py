@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import yaml
 import val
 from engine import checkpoint
 from engine.options import ValOptions, val_options
+from utils import metrics
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,29 @@ def test_published_weights_score_what_was_recorded(shared: Path, tmp_path: Path)
     assert own["recall"] == pytest.approx(recorded["recall"], abs=0.01)
     assert own["parameters"] == pytest.approx(1_872_157, abs=0)
     assert len(json.loads((folder / "predictions.json").read_text())) > 1000
+
+
+def test_all_weights_of_a_table_are_counted_as_the_first_ones_family(
+    anchor_free_cfg: Callable[..., Path], weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine import evaluator
+    from models.families import read_spec
+    from models.yolo import Model
+
+    counted: list[str] = []
+
+    def evaluate(stats: Any, names: Any, curve_end: Any) -> Any:
+        counted.append(curve_end)
+        return metrics.evaluate(stats, names, curve_end)
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    model = Model(read_spec(str(anchor_free_cfg())), 2, ("bright", "brighter"))
+    free = checkpoint.save(tmp_path / "free.pt", model, options={}, hyp={}, metrics={}, half=False)
+    words = ("--data", data, "--imgsz", 64, "--noplots", "--exist-ok")
+    run(tmp_path, "--weights", free, "--t_weights", weights, *words)
+    run(tmp_path, "--weights", weights, "--t_weights", free, *words)
+    run(tmp_path, "--weights", weights, "--t_weights", free, *words, "--curve-end", "drop")
+    assert counted == ["drop"] * 2 + ["line"] * 2 + ["drop"] * 2
 
 
 @pytest.mark.parametrize("nms, name", [((), "one-to-one"), (("--nms",), "one-to-many, NMS")])
