@@ -143,7 +143,9 @@ def _course(pupil: Pupil, guide: Guide, teacher: Model, role: TeacherRole, weigh
     if pupil.outputs and classes is not None:
         # what a loss may take from the recipe unless its own options say otherwise: how targets find their cells
         own = {name: getattr(hyp, name) for name in ("anchor_t", "tal_topk", "tal_alpha", "tal_beta", "small_objects")}
-        sides = Sides(pupil.model.head, guide.head, classes, pupil.gains)
+        # a mean over common classes, as much as these have in the detection loss's mean over all
+        gains = pupil.gains._replace(cls=pupil.gains.cls * len(classes.student) / classes.num_student)
+        sides = Sides(pupil.model.head, guide.head, classes, gains)
         losses, weighings = output_losses(pupil.outputs, sides, own)
     pairs, others = _pairs(pupil, teacher, role)
     scaled = {name: one.scaled(weight) for name, one in (weighings | others).items()}

@@ -12,6 +12,9 @@ from utils.errors import UserError
 from utils.family import ANCHOR_FREE, ANCHORS, Family, for_family, has_foreign_gains
 from utils.hyp import Hyp, TeacherRole, read_hyp
 
+# what only the losses of heads with anchors read
+OF_ANCHORS = ("obj", "cls_pw", "obj_pw", "anchor_t", "loss_ota", "assign", "fl_gamma", "label_smoothing")
+
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Options)
@@ -35,11 +38,20 @@ def recipe(options: Options, family: Family = ANCHORS) -> Hyp:
     )
     hyp = _told(hyp, for_family(hyp, family), family, options)
     if hyp.close_mosaic and options.close_mosaic is None:
-        log.info("the last %d epochs have no mosaics (--close-mosaic 0 keeps them)", hyp.close_mosaic)
+        hyp = _mosaics_closed(hyp, options.epochs)
     if not isinstance(options, DistillOptions):
         return hyp
     outputs, features = _methods(options, hyp)
     return dataclasses.replace(hyp, teachers=teacher_roles(options, hyp), outputs=outputs, features=features)
+
+
+def _mosaics_closed(hyp: Hyp, epochs: int) -> Hyp:
+    """Where nobody asked for it on the command line, a run as short as its last part without mosaics has them."""
+    if hyp.close_mosaic is not None and hyp.close_mosaic >= epochs:
+        log.info("mosaics until the end: %d epochs are too few for %d without", epochs, hyp.close_mosaic)
+        return dataclasses.replace(hyp, close_mosaic=0)
+    log.info("the last %d epochs have no mosaics (--close-mosaic 0 keeps them)", hyp.close_mosaic)
+    return hyp
 
 
 def _told(given: Hyp, hyp: Hyp, family: Family, options: Options) -> Hyp:
@@ -53,6 +65,10 @@ def _told(given: Hyp, hyp: Hyp, family: Family, options: Options) -> Hyp:
             "--hyp %s: box %g is a gain for models %s; this one, %s, takes %s (--hyp %s has them)",
             *(" ".join(options.hyp), given.box, other, family.kind, gains, family.recipe),
         )
+    if family is ANCHOR_FREE and (
+        unused := [name for name in OF_ANCHORS if getattr(given, name) != getattr(Hyp(), name)]
+    ):
+        log.info("%s: of heads with anchors, not used here", ", ".join(unused))
     if given.anchors is not None and hyp.anchors is None:
         log.info("--hyp %s: its anchors are not used, the student has none", " ".join(options.hyp))
     return hyp

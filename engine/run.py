@@ -94,7 +94,8 @@ class Session(Generic[OptionsT]):
                 anchors_from_cfg=True,
             )
             if report is not None:
-                log.info("%s: %s", self.options.weights, report.line())
+                level = logging.INFO if 2 * report.taken >= report.total else logging.WARNING
+                log.log(level, "%s: %s", self.options.weights, report.line())
         if dist.is_main():
             log.info("%s", layer_table(model) if self.options.verbose else summary(model))
         freeze(model, self.options.frozen_layers)
@@ -267,7 +268,7 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
         precision = choose_precision(device, options.amp)
         log.info("%s", describe(device, precision))
         start = starting_point(options, resumed_folder)
-        family = family_of(architecture(options, start))
+        family = family_of(architecture(options, start, resumed_folder is not None))
         hyp = recipe(options, family)
         if resumed_folder is None:
             refuse_anchors(options, family)

@@ -20,9 +20,12 @@ def starting_point(options: Options, folder: Path | None) -> Checkpoint | None:
     return read_checkpoint(resolve_weights(options.weights)) if options.weights else None
 
 
-def architecture(options: Options, start: Checkpoint | None) -> ModelSpec | None:
-    """Of the student; None where neither --cfg nor the weights say it, which is a mistake that `student` answers."""
-    if options.cfg:
+def architecture(options: Options, start: Checkpoint | None, resuming: bool = False) -> ModelSpec | None:
+    """Of the student; None where neither --cfg nor the weights say it, which is a mistake that `student` answers.
+
+    A run that goes on has its architecture with its weights: the file of --cfg may be gone.
+    """
+    if options.cfg and not (resuming and start is not None and start.spec is not None):
         return read_spec(options.cfg)
     return None if start is None else start.spec
 

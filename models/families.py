@@ -47,8 +47,15 @@ def read_spec(name: str) -> ModelSpec:
         file, scale = known[base]
         spec = _scaled(_family(file), scale, base)
         return spec if base == stem else deployed(spec)
-    hint = nearest(stem, known) or ";"
-    raise UserError(f"no model file {name}, and no model of that name{hint} known: {', '.join(_families())}")
+    raise UserError(f"no model file {name}, and no model of that name{_hint(stem)} known: {', '.join(_families())}")
+
+
+def _hint(stem: str) -> str:
+    """What may be meant by a name that is none, however it is capitalised."""
+    sizes = {re.sub(r"\[.*?\]", "", name): name for name in _families() if "[" in name}
+    if stem.lower() in sizes:
+        return f"; of which size? {sizes[stem.lower()]};"
+    return nearest(stem.lower(), family_scales()) or ";"
 
 
 def known_specs() -> Iterator[ModelSpec]:
@@ -134,14 +141,15 @@ def _with_rows(values: Mapping[str, Any], scale: str) -> dict[str, Any]:
 
 
 def _from_file(path: Path, scale: str = "") -> ModelSpec:
-    """A model file; of one with several `scales` the given one, else the one that its name ends in, else the first."""
+    """A model file; of one with several `scales` the given one, else the one in its name, its key's, or the first."""
     values = _load(path)
     scales = values.get("scales")
-    if not isinstance(scales, Mapping) or not scales or "depth_multiple" in values:
+    if not isinstance(scales, Mapping) or not scales:
         return ModelSpec.from_dict(values, path.stem, str(path))
     if not scale:
         found = SCALE_IN_NAME.search(path.stem)
-        scale = found.group(1) if found and found.group(1) in scales else next(iter(scales))
+        named = (found.group(1) if found else "", values.get("scale"))
+        scale = next((letter for letter in named if letter in scales), next(iter(scales)))
         log.info("%s has the scales %s: taking %s", path, ", ".join(map(str, scales)), scale)
     return ModelSpec.from_dict({**values, "scale": scale}, path.stem, str(path))
 

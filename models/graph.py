@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ def build_graph(spec: ModelSpec, num_classes: int) -> Graph:
         raise UserError(
             f"{last.where}: {last.module} finds {REFUSED[last.module]}; this repository trains detectors of boxes"
         )
-    find("head", last.module, _heads(spec))
+    _tried(last, find, "head", last.module, _heads(spec))
     maps: dict[int, Maps] = {-1: torch.empty(1, 3, PROBE, PROBE, device="meta")}
     layers, info = [], []
     for layer in body:
@@ -85,6 +85,8 @@ def _build_layer(layer: LayerSpec, maps: dict[int, Maps], spec: ModelSpec) -> tu
     """The module of a row, and its output without content (on the device "meta")."""
     block = find("block", layer.module, BLOCKS)
     inputs = [maps[source] for source in layer.sources]
+    if layer.module != "CBFuse":
+        _require_single(layer, {source: isinstance(maps[source], tuple) for source in layer.sources})
     c_in = [_last(x).shape[1] for x in inputs]
     module, c_out = block.from_spec(layer, c_in, spec.width_multiple)
     if layer.number > 1 and not block.repeats_inside:
@@ -96,11 +98,22 @@ def _build_layer(layer: LayerSpec, maps: dict[int, Maps], spec: ModelSpec) -> tu
 
 
 def _build_head(layer: LayerSpec, info: Sequence[FeatureInfo], spec: ModelSpec, num_classes: int) -> nn.Module:
+    if -1 in layer.sources:
+        raise UserError("a head reads layers, not the image")
     levels = [info[source] for source in layer.sources]
+    _require_single(layer, {level.layer: level.maps > 1 for level in levels})
     made: nn.Module = _heads(spec)[layer.module].from_spec(
         layer, [level.channels for level in levels], [level.stride for level in levels], num_classes, spec
     )
+    if spec.activation:
+        replace_activations(made, spec.activation)
     return made
+
+
+def _require_single(layer: LayerSpec, several: Mapping[int, bool]) -> None:
+    """Raises UserError where a layer before (number -> whether it puts out several maps) is for `CBFuse` alone."""
+    for source in (source for source, has_several in several.items() if has_several):
+        raise UserError(f"{layer.module} reads single maps; layer {source} puts out several, which CBFuse alone takes")
 
 
 def _last(maps: Maps) -> Tensor:

@@ -46,10 +46,12 @@ class ModelSpec:
                 raise UserError(
                     f"{where}: no '{key}'; a model file has nc, backbone, head, and anchors where its head has"
                 )
+            if not isinstance(values[key], list | tuple):
+                raise UserError(f"{where}: '{key}' is a list of rows [from, number, module, args]; got {values[key]}")
         if not values["head"]:
             raise UserError(f"{where}: no rows under 'head'")
         try:
-            values = _at_scale(values, str(values.get("scale") or ""))
+            values = _at_scale(values)
             return cls(
                 name=name,
                 backbone=tuple(_row(row, f"{where}: backbone row {i}") for i, row in enumerate(values["backbone"])),
@@ -57,12 +59,12 @@ class ModelSpec:
                 anchors=None if values.get("anchors") is None else _anchors(values["anchors"]),
                 depth_multiple=float(values.get("depth_multiple", 1.0)),
                 width_multiple=float(values.get("width_multiple", 1.0)),
-                nc=None if values.get("nc") is None else int(values["nc"]),
+                nc=None if values.get("nc") is None else _count(values, "nc"),
                 activation=values.get("activation"),
                 scale=str(values.get("scale") or ""),
-                max_channels=None if values.get("max_channels") is None else int(values["max_channels"]),
-                reg_max=int(values.get("reg_max", 16)),
-                end2end=bool(values.get("end2end", False)),
+                max_channels=None if values.get("max_channels") is None else _count(values, "max_channels"),
+                reg_max=16 if values.get("reg_max") is None else _count(values, "reg_max"),
+                end2end=_flag(values, "end2end"),
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: {error}") from error
@@ -74,7 +76,7 @@ class ModelSpec:
     @property
     def two_branches(self) -> bool:
         """Whether the head has a one-to-one branch, whose boxes need no suppression."""
-        return self.end2end or self.head[-1][2] == "v10Detect"
+        return self.anchor_free and (self.end2end or self.head[-1][2] == "v10Detect")
 
     @property
     def nms_iou(self) -> float:
@@ -102,10 +104,40 @@ class ModelSpec:
         return replace(self, anchors=_anchors(anchors))
 
 
-def _at_scale(values: Mapping[str, Any], scale: str) -> Mapping[str, Any]:
-    """A file's keys with what its `scales` say: depth multiple, width multiple and, perhaps, largest channels."""
-    numbers = values.get("scales", {}).get(scale)
-    return values if numbers is None else {**values, **dict(zip(SCALE_KEYS, numbers, strict=False))}
+def _at_scale(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file's keys with what its `scales` say: depth multiple, width multiple and, perhaps, largest channels.
+
+    Where its `scale` says none of them it is the first, which is what Ultralytics trains without a letter.
+    """
+    scales = values.get("scales")
+    if not scales:
+        return values
+    if not isinstance(scales, Mapping):
+        raise ValueError(f"scales: expected a letter a size, each with a list {', '.join(SCALE_KEYS)}; got {scales}")
+    scale = values["scale"] if values.get("scale") in scales else next(iter(scales))
+    numbers = scales[scale]
+    if not isinstance(numbers, list | tuple) or len(numbers) not in (2, 3):
+        raise ValueError(f"scales: {scale}: expected a list {', '.join(SCALE_KEYS)}; got {numbers}")
+    return {**values, **dict(zip(SCALE_KEYS, numbers, strict=False)), "scale": scale}
+
+
+def _count(values: Mapping[str, Any], key: str) -> int:
+    """A whole number of at least 1."""
+    value = values[key]
+    try:
+        count = int(value)
+    except (TypeError, ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise ValueError(f"{key}: got {value}, expected a whole number of at least 1")
+    return count
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{key}: got {value!r}, expected true or false")
+    return bool(value)
 
 
 def _row(row: Any, where: str) -> Row:

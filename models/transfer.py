@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from models.yolo import Model
 
 BY_CLASSES = ("m", "m2", "im", "cv3", "one2one_cv3")  # parts of heads whose shapes follow the number of classes
+TAKEN_UP = {"conv2": "conv1", "conv1": "conv"}  # small branches, of YOLOv9 and v10, and where `fuse()` puts them
+MOST_REASONS = 4  # that a report gives: a model of another size has as many as it has shapes
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +34,10 @@ class TransferReport(NamedTuple):
             reasons.setdefault(reason, []).append(key)
         parts = [
             f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''} because {reason}"
-            for reason, keys in reasons.items()
+            for reason, keys in list(reasons.items())[:MOST_REASONS]
         ]
+        if left := [key for keys in list(reasons.values())[MOST_REASONS:] for key in keys]:
+            parts.append(f"{len(left)} more for other reasons")
         return f"{self.taken} of {self.total} tensors" + (f"; not taken: {', '.join(parts)}" if parts else "")
 
 
@@ -165,6 +169,12 @@ def _unfolded(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
         full |= _identity_norm(f"{block}.rbr_dense.1", bias) | _identity_norm(f"{block}.rbr_1x1.1", 0 * bias)
         if f"{block}.rbr_identity.weight" in own:
             full |= _identity_norm(f"{block}.rbr_identity", 0 * bias, scale=0.0)
+    for key in [key for key in own if key not in state]:
+        block, branch = key.removesuffix(".conv.weight").rpartition(".")[::2]
+        if key.endswith(".conv.weight") and f"{block}.{TAKEN_UP.get(branch)}.conv.bias" in state:
+            count += 1  # the large branch does it all
+            full[key] = torch.zeros_like(own[key])
+            full |= _identity_norm(f"{block}.{branch}.bn", torch.zeros_like(own[f"{block}.{branch}.bn.bias"]))
     if count:
         log.warning("%d batch norms are folded away in the weights; they begin anew as identities", count)
     return full

@@ -164,7 +164,8 @@ def _architecture(cfg: str | None, checkpoint: Checkpoint | None) -> ModelSpec:
         raise UserError("neither weights nor a model file (--cfg) given")
     if checkpoint.spec is None:
         raise UserError(
-            f"{checkpoint.path} is a bare state dict of no model that we know; name its model file (--cfg or --t_cfg)"
+            f"{checkpoint.path} is a bare state dict of no model that we know, or a fused one; name its model file "
+            "(--cfg or --t_cfg)"
         )
     return checkpoint.spec
 
@@ -259,7 +260,8 @@ def _names(names: Any) -> tuple[str, ...] | None:
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict as float32, wrappers' prefixes (`module.`) cut off."""
-    first = next((key for key in content if isinstance(key, str) and "model.0." in key), "model.0.")
-    prefix = first[: first.index("model.0.")]
+    # by any layer: the first of some models (YOLOv9e, YOLOv7-W6) has no tensors
+    found = (re.match(r"(.*?)model\.\d+\.", key) for key in content if isinstance(key, str))
+    prefix = next((match[1] for match in found if match), "")
     state = {str(key).removeprefix(prefix): value for key, value in content.items() if isinstance(value, Tensor)}
     return {key: value.detach().float() if value.is_floating_point() else value for key, value in state.items()}

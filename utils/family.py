@@ -50,7 +50,7 @@ def for_family(hyp: Hyp, family: Family) -> Hyp:
 
 def has_foreign_gains(hyp: Hyp, family: Family) -> bool:
     """Whether the recipe's gains are meant for the other kind of heads."""
-    return hyp.box is not None and (hyp.box >= LEAST_WITHOUT_ANCHORS) != (family is ANCHOR_FREE)
+    return hyp.box is not None and hyp.box > 0 and (hyp.box >= LEAST_WITHOUT_ANCHORS) != (family is ANCHOR_FREE)
 
 
 def box_gain(hyp: Hyp, family: Family) -> float:

@@ -146,7 +146,8 @@ def _without_memory(stages: nn.Module, x: Tensor) -> Tensor:
 
 def _unmoved(stages: nn.Module, x: Tensor) -> Tensor:
     """`stages(x)`, through which `x` learns and of which nothing moves, whatever format it is in."""
-    weights = {name: parameter.detach().to(x.dtype) for name, parameter in stages.named_parameters()}
+    # float32, of which autocast makes what it needs: norms take no weights of another format than their statistics
+    weights = {name: parameter.detach().float() for name, parameter in stages.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in stages.named_buffers()}
     result: Tensor = functional_call(stages, weights | buffers, (x,))
     return result

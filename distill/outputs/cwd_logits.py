@@ -59,5 +59,6 @@ class ChannelWiseLogits(CellsLoss):
         silent = ~self.heard(other, sees)
         if not self.class_map.teaches_all:
             silent |= ~sees
-        maps = [x.masked_fill(silent, SILENT) for x in maps]
+        nobody = silent.flatten(1).all(1).view(-1, 1, 1, 1)  # of such an image there is nothing to compare
+        maps = [x.masked_fill(silent, SILENT).masked_fill(nobody, 0) for x in maps]
         return spatial_divergence(maps[0], maps[1], self.temperature)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from distill.features.base import directions
-from distill.options import choice, not_negative, share
+from distill.options import choice, not_negative
 from distill.outputs.base import Sides
-from distill.outputs.cellwise import CellsLoss
+from distill.outputs.positives import Level, PositivesLoss, chosen, task_aligned
 from distill.temperature import Temperature
 from utils.errors import UserError
-from utils.types import Batch, Prediction
+from utils.types import Batch
 
 
-class RelationalScores(CellsLoss):
+class RelationalScores(PositivesLoss):
     """1 - Pearson correlation of the scores, over the classes of a cell and over the cells of a class.
 
     Correlation asks for no more than the teacher's order and proportions, which a student much weaker than its teacher
-    can still match. Compared are cells in which the teacher sees an object (its highest score is at least `threshold`),
-    of all levels and images together; they need no labels. Scores are the probabilities that NMS sees, softened, or as
-    in the paper, which is about classifiers, the softmax over the classes.
+    can still match. Compared are the cells that answer for an object, of all levels and images together: among the many
+    others there is nothing but background to correlate. Scores are the probabilities that NMS sees, softened, or as in
+    the paper, which is about classifiers, the softmax over the classes.
 
     - Between classes: a mean over cells. Two numbers always correlate fully, so with two common classes the part is
       their order alone, and with one it is 0.
@@ -37,7 +38,9 @@ class RelationalScores(CellsLoss):
         inter, intra: weights of the two parts, between classes and within a class; 0 leaves a part out.
         temperature: divides both sides' logits. A number or a schedule, see `distill.temperature`.
         probabilities: sigmoid or softmax.
-        threshold: of the teacher's highest score.
+        tal_topk, tal_alpha, tal_beta, small_objects: see `losses.assignment.TaskAlignedAssigner`. Where a recipe does
+            not say, those of its detection loss.
+        threshold: see `PositivesLoss`.
     """
 
     default_weight = 0.7
@@ -49,15 +52,18 @@ class RelationalScores(CellsLoss):
         intra: float = 1.0,
         temperature: Any = 1.0,
         probabilities: str = "sigmoid",
-        threshold: float = 0.1,
+        tal_topk: int = 10,
+        tal_alpha: float = 0.5,
+        tal_beta: float = 6.0,
+        small_objects: bool = False,
+        threshold: float = 0.25,
     ) -> None:
-        super().__init__(sides)
         where = "output loss 'dist'"
+        super().__init__(sides, task_aligned(where, tal_topk, tal_alpha, tal_beta, small_objects), threshold)
         self.inter = not_negative(f"{where}: inter", inter)
         self.intra = not_negative(f"{where}: intra", intra)
         self.temperature = Temperature(where, temperature)
         self.probabilities = choice(f"{where}: probabilities", probabilities, ("sigmoid", "softmax"))
-        self.threshold = share(f"{where}: threshold", threshold)
         if not self.inter and not self.intra:
             raise UserError(f"{where}: inter and intra are both 0, which leaves nothing to compare")
         if self.probabilities == "softmax" and len(set(sides.classes.student)) == 1:
@@ -66,12 +72,9 @@ class RelationalScores(CellsLoss):
                 "one in common; use sigmoid"
             )
 
-    def forward(self, student: Prediction, taught: Prediction, batch: Batch) -> Tensor:
-        """Raw levels of any two heads -> scalar."""
-        own, other, trust = self.common(student, taught)
-        mine, theirs = (self._softened(scores) for scores in self.scores(own, other))
-        seen = ((other.highest_score() >= self.threshold) & (trust > 0)).nonzero()[:, 0]
-        mine, theirs = mine[seen], theirs[seen]  # (M, K)
+    def compare(self, levels: Sequence[Level], positives: Sequence[Tensor], batch: Batch) -> Tensor:
+        where = [own & (self.trusted(other) > 0) for own, (_, other) in zip(positives, levels, strict=True)]
+        mine, theirs = (self._softened(scores) for scores in self.scores(*chosen(levels, where)))  # (M, K)
         between, within = _apart(mine, theirs), _apart(mine.T, theirs.T)
         total = self.inter * between.sum() / max(1, len(between)) + self.intra * within.mean()
         return self.temperature.value**2 * total

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from losses.matching import PAIRS
 from losses.terms import bbox_iou
 from utils.boxes import cell_points
 from utils.types import Batch
 
 PRIOR = 8.0  # strides: side of the square that stands for a cell, as the anchors of ATSS and GFL
 NEAREST = 9  # cells of each level in the statistics of a target, as in ATSS
-PAIRS = 2**18  # of cells and targets at a time, some 100 bytes each, so that a crowd takes no more memory
 
 
 @torch.no_grad()

@@ -183,8 +183,7 @@ class FreeCells(Cells):
         return self.rows[..., : 4 * self.reg_max].unflatten(-1, (4, self.reg_max))
 
     def boxes(self) -> Tensor:
-        with torch.autocast(self.rows.device.type, enabled=False):
-            before, after = expected_distances(self.bins().float()).split(2, dim=-1)
+        before, after = expected_distances(self.bins().float()).split(2, dim=-1)
         return torch.cat((0.5 + (after - before) / 2, before + after), dim=-1)
 
     def strongest(self) -> FreeCells:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.blocks.base import Block, batch_norm
+from models.blocks.base import Block, LayerSpec, batch_norm
 from models.blocks.conv import Conv
 
 
@@ -22,8 +22,7 @@ class RepConv(Block):
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        if kernel != 3:
-            raise ValueError(f"RepConv has a 3x3 kernel; got {kernel}")
+        _require_3x3(kernel)
         keeps_shape = c_in == c_out and stride == 1
         self.groups = groups
         self.rbr_identity = batch_norm(c_in) if keeps_shape else None
@@ -31,6 +30,13 @@ class RepConv(Block):
         self.rbr_1x1: nn.Sequential | None = _branch(c_in, c_out, 1, stride, groups)
         self.rbr_reparam: nn.Conv2d | None = None
         self.act = nn.SiLU()
+
+    @classmethod
+    def from_spec(cls, spec: LayerSpec, c_in: list[int], width: float) -> tuple[nn.Module, int]:
+        """In models without anchors the name means `RepConvPair`."""
+        if spec.anchor_free:
+            return RepConvPair.from_spec(spec, c_in, width)
+        return super().from_spec(spec, c_in, width)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rbr_reparam is not None:
@@ -60,10 +66,11 @@ class RepConv(Block):
 class RepConvPair(Block):
     """The `RepConv` of YOLOv9: without a norm alone, under other names. `fuse()` makes one 3x3 convolution of it."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = Conv(c_in, c_out, 3, act=False)
-        self.conv2: Conv | None = Conv(c_in, c_out, 1, act=False)
+        _require_3x3(kernel)
+        self.conv1 = Conv(c_in, c_out, 3, stride, act=False)
+        self.conv2: Conv | None = Conv(c_in, c_out, 1, stride, act=False)
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,6 +116,11 @@ def take_up(large: Conv, small: Conv) -> None:
     assert large.conv.bias is not None and small.conv.bias is not None
     large.conv.weight += F.pad(small.conv.weight, (margin,) * 4)
     large.conv.bias += small.conv.bias
+
+
+def _require_3x3(kernel: int) -> None:
+    if kernel != 3:
+        raise ValueError(f"RepConv has a 3x3 kernel; got {kernel}")
 
 
 def _branch(c_in: int, c_out: int, kernel: int, stride: int, groups: int) -> nn.Sequential:

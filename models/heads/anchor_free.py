@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Branch = Literal["one_to_many", "one_to_one"]
 
-LIGHT_SINCE = {"C3k2", "A2C2f"}  # a model with one of these blocks (11, 12, 26) has light class towers
+LIGHT_SINCE = {"C2fCIB", "C3k2", "A2C2f"}  # a model with one of these blocks (v10, 11, 12, 26) has light class towers
 LEAST_BOX_WIDTH = 16
 WIDEST_CLASSES = 100  # class towers need no more channels than that, however many classes
 
@@ -123,6 +123,8 @@ class AnchorFreeDetect(nn.Module):
 
     def use(self, branch: Branch) -> None:
         """Chooses the branch of evaluation, for `fuse()` the one that stays; heads of one branch have no choice."""
+        if branch not in ("one_to_many", "one_to_one"):
+            raise ValueError(f"no branch is called {branch!r}; known: one_to_many, one_to_one")
         if self.learns_along:
             self.branch = branch
 
@@ -163,8 +165,6 @@ class AnchorFreeDetect(nn.Module):
     def distances(self, level: Tensor) -> Tensor:
         """A raw level -> (B, 4, H, W) left, top, right, bottom from the cell's centre, in strides, float32."""
         bins = level[:, : 4 * self.reg_max].float().unflatten(1, (4, self.reg_max))
-        if self.reg_max == 1:
-            return bins.squeeze(2)
         return expected_distances(bins.movedim(2, -1))
 
     # -- making --------------------------------------------------------------------------------------------------------

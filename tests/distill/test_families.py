@@ -202,6 +202,18 @@ def test_hard_images_are_emphasised_and_unlabelled_ones_labelled(student, teache
     assert labelled.labelled.all() and (labelled.targets[:, 0] == 1).sum() > 1
 
 
+@pytest.mark.parametrize("name", ["yolov5n", "yolov8n"])
+def test_a_class_weighs_the_same_however_many_the_teacher_knows(name):
+    """The detection loss's weight of a class, whether a mean over classes is over one of them or over three."""
+    gains = []
+    for known in (NAMES, NAMES[:1]):
+        task = task_of(
+            model_of(name), Model(read_spec("yolov8n"), len(known), known), outputs={"bckd": {}}, features={}
+        )
+        gains.append(task.courses[0].outputs["bckd"].gains.cls / len(known))
+    assert gains[0] == pytest.approx(gains[1])
+
+
 @pytest.mark.parametrize("kind", ["frozen", "online"])
 def test_two_branches_learn_from_bins_under_ddp(kind, draw_batch, one_rank):
     student, teacher = model_of("yolo26n"), model_of("yolov8n")

@@ -21,6 +21,7 @@ CELLWISE = [name for name in METHODS if issubclass(OUTPUTS[name], CellwiseLoss)]
 WITH_NMS = [(name, nms) for name in METHODS for nms in ((False, True) if name in CELLWISE else (False,))]
 WITH_LABELS = {"soft_labels"}  # learn from the targets, too
 BY_POSITIVES = {"dist", "quality_focal"}  # look at the cells that answer for them
+FEW_CELLS = {"dist"}  # and at no others
 # each cell teaches itself alone, and no object is needed
 BY_CELL = [name for name in METHODS if name not in {"cwd_logits", *BY_POSITIVES}]
 ENTROPIES = {"objectness_scaled_bce"}  # where both agree they are the teacher's entropy
@@ -101,7 +102,8 @@ def test_a_batch_of_no_images_costs_nothing(name, loss_of, draw_prediction, draw
 def test_gradient_reaches_the_student_only(name, loss_of, draw_prediction, draw_batch):
     student, taught = learning(draw_prediction()), learning(draw_prediction())
     loss_of(name)(student, taught, draw_batch()).backward()
-    assert all(level.grad.abs().sum() > 0 for level in student.levels)
+    reached = [level.grad.abs().sum() > 0 for level in student.levels]
+    assert any(reached) if name in FEW_CELLS else all(reached)
     assert all(level.grad is None for level in taught.levels)
 
 

@@ -84,6 +84,24 @@ def test_what_was_settled_stays_as_it_is_when_read_again(tmp_path: Path) -> None
         assert recipe(train(f"{MINE} --hyp {write_hyp(tmp_path / 'hyp.yaml', hyp)}"), family) == hyp
 
 
+def test_a_run_too_short_for_its_last_part_without_mosaics_has_them(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert recipe(train(f"{MINE} --epochs 10"), ANCHOR_FREE).close_mosaic == 0
+    assert "mosaics until the end: 10 epochs are too few for 10 without" in caplog.text
+    assert recipe(train(f"{MINE} --epochs 11"), ANCHOR_FREE).close_mosaic == 10
+    assert recipe(train(f"{MINE} --epochs 5 --close-mosaic 5"), ANCHOR_FREE).close_mosaic == 5  # asked for
+
+
+def test_keys_that_a_head_without_anchors_does_not_read_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        recipe(train(f"{MINE} --hyp v7-p5 --label-smoothing 0.1"), ANCHOR_FREE)
+        assert "obj, loss_ota, label_smoothing: of heads with anchors, not used here" in caplog.text
+        caplog.clear()
+        recipe(train(f"{MINE} --hyp v7-p5 --label-smoothing 0.1"), ANCHORS)
+        recipe(train(MINE), ANCHOR_FREE)
+    assert "not used here" not in caplog.text
+
+
 def test_the_command_line_wins_over_the_recipe() -> None:
     assert recipe(train(MINE)).optimizer == "SGD"
     assert recipe(train(f"{MINE} --hyp finetune")).optimizer == "auto"

@@ -156,7 +156,11 @@ def test_a_model_without_anchors_has_its_familys_defaults_and_keeps_them(
         session = opens("--cfg", anchor_free_cfg(**keys), "--epochs", 2)
     assert "--hyp: v8, the default of models without anchors" in caplog.text
     written = yaml.safe_load((session.folder / "hyp.yaml").read_text())
-    assert (written["box"], written["close_mosaic"], written["optimizer"]) == (7.5, 10, "auto")
+    assert (written["box"], written["close_mosaic"], written["optimizer"]) == (
+        7.5,
+        0,
+        "auto",
+    )  # too short for 10 without mosaics
     assert yaml.safe_load((session.folder / "opt.yaml").read_text())["hyp"] == ["v8"]
 
     with caplog.at_level(logging.INFO):
@@ -176,7 +180,7 @@ def test_weights_without_anchors_have_their_familys_defaults_too(
     path = anchor_free_cfg().with_name("own.pt")
     checkpoint.save(path, model, options={}, hyp={}, metrics={}, half=False)
     session = opens("--weights", path, "--hyp", "finetune")
-    assert (session.hyp.box, session.hyp.close_mosaic) == (7.5, 10)
+    assert (session.hyp.box, session.hyp.optimizer) == (7.5, "auto")
     assert session.criterion(session.student()).gains.box == 7.5
     # a teacher with anchors that learns along has the gains of its own kind
     assert session.criterion(Model(read_spec("yolov5p"), 2)).gains.box == pytest.approx(0.05)

@@ -123,6 +123,8 @@ def test_the_one_to_one_branch_does_not_move_the_layers_before_it(two, maps):
 def test_a_head_of_one_branch_has_no_choice(head):
     head.use("one_to_one")
     assert not head.nms_free and not head.learns_along
+    with pytest.raises(ValueError, match="no branch is called 'both'; known: one_to_many, one_to_one"):
+        head.use("both")
 
 
 def test_towers_of_three_stages_make_a_level(two, maps):
@@ -147,7 +149,9 @@ def spec(block="C2f", **options):
     return ModelSpec("mine", ((-1, 1, block, (8,)),), (([0], 1, "Detect", ("nc",)),), **options)
 
 
-@pytest.mark.parametrize("block, light", [("C2f", False), ("C3", False), ("C3k2", True), ("A2C2f", True)])
+@pytest.mark.parametrize(
+    "block, light", [("C2f", False), ("C3", False), ("C3k2", True), ("A2C2f", True), ("C2fCIB", True)]
+)
 def test_class_towers_are_light_since_yolo11(block, light):
     head = ANCHOR_FREE["Detect"].from_spec(row("nc"), [8], [8], CLASSES, spec(block))
     groups = [module.groups for module in head.cv3.modules() if isinstance(module, torch.nn.Conv2d)]

@@ -40,6 +40,14 @@ def seasoned(module):
     return module.eval()
 
 
+def test_a_row_repconv_means_the_pair_in_models_without_anchors():
+    module, channels = BLOCKS["RepConv"].from_spec(row("RepConv", 16, 3, 2, anchor_free=True), [8], 1.0)
+    assert channels == 16 and module.eval()(torch.rand(1, 8, 8, 8)).shape == (1, 16, 4, 4)
+    assert {key.split(".")[0] for key in module.state_dict()} == {"conv1", "conv2"}
+    with pytest.raises(ValueError, match="3x3 kernel; got 5"):
+        BLOCKS["RepConv"].from_spec(row("RepConv", 16, 5, anchor_free=True), [8], 1.0)
+
+
 @torch.no_grad()
 def attended_slowly(block, x, areas):
     """Position by position: a mean of the values of its area, weighted by the softmax of its scores there."""

@@ -140,6 +140,17 @@ def test_unknown_models_are_told(name):
         read_spec(name)
     with pytest.raises(UserError, match="did you mean 'yolov5s'"):
         read_spec("yolo5s")
+    with pytest.raises(UserError, match="did you mean 'yolov8n'"):
+        read_spec("YOLOv8n.yaml")
+
+
+@pytest.mark.parametrize(
+    "name, sizes", [("yolov8.yaml", "yolov8[nsmlx]"), ("yolo26-p6", "yolo26[nsmlx]-p6"), ("YOLOv5u", "yolov5[nsmlxp]u")]
+)
+def test_a_family_without_a_size_is_asked_for_it(name, sizes):
+    with pytest.raises(UserError) as caught:
+        read_spec(name)
+    assert f"; of which size? {sizes}; known: " in str(caught.value)
 
 
 def test_a_single_file_builds(write):
@@ -211,7 +222,23 @@ def test_another_activation_reaches_every_block(write):
         (with_row("head", 1, [[-1, 3], 1, "Concat", [2]]), "Concat joins channels, dimension 1"),
         (with_row("head", 1, [[-1, 2], 1, "Concat", [1]]), "head row 1, layer 8 .*Sizes of tensors must match"),
         (with_row("head", 2, [[-1, 4], 1, "C3", [256]]), "C3 takes one input; got 2"),
-        (with_row("head", 3, [[9, 6], 1, "Detekt", ["nc"]]), "no head is called 'Detekt'; did you mean 'Detect'"),
+        (
+            with_row("head", 3, [[9, 6], 1, "Detekt", ["nc"]]),
+            r"mine: head row 3, layer 10 .*: no head is called 'Detekt'; did you mean 'Detect'",
+        ),
+        (with_row("head", 3, [[9, -11], 1, "Detect", ["nc", "anchors"]]), "layer 10 .*a head reads layers, not the im"),
+        (
+            with_row("backbone", 1, [-1, 1, "CBLinear", [[64, 128]]]),
+            "BottleneckCSP reads single maps; layer 1 puts out several",
+        ),
+        (with_row("head", 2, [-1, 1, "CBLinear", [[64, 256]]]), "layer 10 .*Detect reads single maps; layer 9 puts o"),
+        ({"backbone": None}, r"mine\.yaml: 'backbone' is a list of rows .*; got None"),
+        ({"head": "Detect"}, r"mine\.yaml: 'head' is a list of rows .*; got Detect"),
+        ({"nc": "eighty"}, r"mine\.yaml: nc: got eighty, expected a whole number of at least 1"),
+        ({"reg_max": 0}, "reg_max: got 0, expected a whole number of at least 1"),
+        ({"scales": [0.33, 0.25, 1024]}, r"mine\.yaml: scales: expected a letter a size"),
+        ({"scales": {"n": [0.33]}}, r"mine\.yaml: scales: n: expected a list depth_multiple, width_multiple, max"),
+        ({"scales": {"n": [0.33, 0.25, float("inf")]}}, "max_channels: got inf"),
         (with_row("head", 3, [[9, 4, 6], 1, "Detect", ["nc", "anchors"]]), "2 rows of anchors for 3 levels"),
         (with_row("head", 3, [[9, 6], 1, "Detect", ["nc", [[1, 2]]]]), r"arguments are \[nc, anchors\]"),
         ({"anchors": "many"}, "mine.yaml: anchors are a number a level"),
@@ -272,6 +299,24 @@ def test_the_scale_stands_in_the_name_of_a_file_or_is_the_first(scaled, caplog):
     assert read_spec(str(own)).scale == "s"
     assert read_spec(str(own.rename(own.with_name("mine.yaml")))).scale == "n"
     assert "mine.yaml has the scales n, s: taking n" in caplog.text
+
+
+def test_a_file_may_say_its_scale_itself_and_its_scales_win_over_multiples(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SCALED, "scale": "s", "depth_multiple": 1.0, "width_multiple": 1.0}))
+    assert (read_spec(str(path)).scale, read_spec(str(path)).width_multiple) == ("s", 0.5)
+
+
+def test_empty_scales_are_none(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SCALED, "scales": None}))
+    assert read_spec(str(path)).width_multiple == 1
+
+
+def test_another_activation_reaches_the_head_without_anchors(scaled):
+    scaled.write_text(yaml.safe_dump({**SCALED, "activation": "nn.ReLU()"}))
+    head = Model(read_spec(str(scaled)), 5).head
+    assert {type(module.act) for module in head.modules() if hasattr(module, "act")} == {nn.ReLU}
 
 
 def test_our_family_files_are_files_like_others(root):

@@ -76,6 +76,13 @@ def test_expected_distances_equal_a_loop_over_bins():
     assert torch.allclose(expected_distances(logits), expected, atol=1e-5)
 
 
+def test_autocast_leaves_expected_distances_as_they_are():
+    logits = 3 * torch.randn(5, 4, 16)
+    expected = expected_distances(logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(expected_distances(logits), expected)
+
+
 def test_a_single_bin_is_the_distance_itself():
     logits = torch.randn(3, 4, 1)
     assert torch.equal(expected_distances(logits), logits[..., 0])

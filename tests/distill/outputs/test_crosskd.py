@@ -226,6 +226,18 @@ def test_the_teacher_may_be_in_half_precision(half, draw_batch):
     assert all(weight.grad.isfinite().all() for weight in in_half.parameters())
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])  # an average of weights; one that learns along
+@pytest.mark.parametrize("split", [1, 2])
+def test_the_teachers_norms_need_not_be_folded_under_autocast(split, mode, draw_batch):
+    student, teacher, maps = head_of(8).train(), head_of(24).train(mode == "train"), draw_maps()
+    taught, loss = teacher(draw_maps(24)), loss_of(student, teacher, split=split)
+    expected = loss(student(maps), taught, draw_batch(), maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(student(maps), taught, draw_batch(), maps)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
+
+
 # -- options ----------------------------------------------------------------------------------------------------------
 
 

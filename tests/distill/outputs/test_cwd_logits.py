@@ -89,6 +89,22 @@ def test_positions_of_a_foreign_class_are_left_out_of_the_softmax(loss_between, 
     assert loss(student, taught, draw_batch()).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("own", [("cat", "dog", "bird"), ("cat",)])  # unknown to the teacher; foreign to the student
+def test_an_image_of_which_nothing_can_be_compared_teaches_nothing(own, loss_between, draw_batch):
+    other = ("cat",) if len(own) == 3 else ("cat", "dog", "bird")
+    student, taught = make_levels("dfl", len(own)), make_levels("dfl", len(other))
+    for mine, theirs in zip(student.levels, taught.levels, strict=True):
+        mine.requires_grad_()
+        theirs[1, -len(other) :] = -12.0  # it sees nothing, or something foreign everywhere
+        if len(own) == 1:
+            theirs[1, -1] = 3.0
+    value = loss_between("cwd_logits", own=own, other=other)(student, taught, draw_batch())
+    value.backward()
+    assert value.isfinite() and value > 0
+    for level in student.levels:
+        assert level.grad[0].abs().sum() > 0 and level.grad[1].abs().sum() == 0
+
+
 def test_it_cools_as_its_schedule_says(loss_between, draw_batch):
     student, taught, batch = make_levels("dfl"), make_levels("dfl"), draw_batch()
     loss = loss_between("cwd_logits", temperature={"start": 3, "drop": 1, "every": 2, "least": 1})

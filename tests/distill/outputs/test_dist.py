@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from losses.assignment import TaskAlignedAssigner
 from tests.distill.heads import make_levels
 from utils.errors import UserError
 from utils.types import Prediction
@@ -13,6 +14,13 @@ from utils.types import Prediction
 def rows_of(prediction, classes=3):
     """(N, C) logits of all cells of levels without anchors, image after image within a level."""
     return torch.cat([level[:, -classes:].permute(0, 2, 3, 1).flatten(0, 2) for level in prediction.levels]).double()
+
+
+@pytest.fixture
+def unlabelled(draw_batch):
+    """Without labels the cells compared are those where the teacher's score reaches the threshold."""
+    batch = draw_batch()
+    return batch._replace(labelled=torch.zeros_like(batch.labelled))
 
 
 def correlation(first, second):
@@ -32,8 +40,8 @@ def parts(mine, theirs):
 
 @pytest.mark.parametrize("probabilities", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_it_is_its_formula(temperature, probabilities, loss_between, draw_batch):
-    student, taught, batch = make_levels("dfl"), make_levels("dfl"), draw_batch()
+def test_it_is_its_formula(temperature, probabilities, loss_between, unlabelled):
+    student, taught, batch = make_levels("dfl"), make_levels("dfl"), unlabelled
     seen = rows_of(taught).sigmoid().amax(-1) >= 0.3
     assert 10 < seen.sum() < len(seen)
     soft = torch.sigmoid if probabilities == "sigmoid" else lambda x: x.softmax(-1)
@@ -45,28 +53,40 @@ def test_it_is_its_formula(temperature, probabilities, loss_between, draw_batch)
         assert loss(student, taught, batch).item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_student_that_is_in_proportion_has_learnt_it_all(loss_between, draw_batch):
+def test_a_student_that_is_in_proportion_has_learnt_it_all(loss_between, unlabelled):
     """Between classes: half the scores, shifted, are as good as the teacher's."""
     taught = make_levels("dfl")
     own = []
     for level in taught.levels:
         own.append(torch.cat((level[:, :-3], (0.2 + level[:, -3:].sigmoid() / 2).logit()), dim=1))
-    assert loss_between("dist")(Prediction(tuple(own)), taught, draw_batch()).item() == pytest.approx(0, abs=1e-5)
+    assert loss_between("dist")(Prediction(tuple(own)), taught, unlabelled).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_cells_in_which_the_teacher_sees_nothing_have_no_part(loss_between, draw_batch):
+def test_without_labels_cells_in_which_the_teacher_sees_nothing_have_no_part(loss_between, unlabelled):
     student, taught = make_levels("dfl"), make_levels("dfl")
     for level in student.levels:
         level.requires_grad_()
-    loss_between("dist")(student, taught, draw_batch()).backward()
+    loss_between("dist")(student, taught, unlabelled).backward()
     for own, other in zip(student.levels, taught.levels, strict=True):
-        seen = other[:, -3:].sigmoid().amax(1) >= 0.1
+        seen = other[:, -3:].sigmoid().amax(1) >= 0.25
         pulled = own.grad[:, -3:].abs().sum(1) > 0
         assert torch.equal(pulled, seen)
 
 
+def test_with_labels_it_compares_the_cells_that_answer_for_an_object(loss_between, draw_batch):
+    student, taught, batch = make_levels("dfl"), make_levels("dfl"), draw_batch()
+    for level in student.levels:
+        level.requires_grad_()
+    loss_between("dist")(student, taught, batch).backward()
+    strides = torch.tensor([8.0, 16.0, 32.0])
+    found = TaskAlignedAssigner().on_levels(student.levels, strides, 3, batch).on_levels(student.levels)
+    for level, own in zip(student.levels, found, strict=True):
+        assert torch.equal(level.grad[:, -3:].abs().sum(1) > 0, own.positive)
+    assert sum(own.positive.sum() for own in found) >= 3
+
+
 @pytest.mark.parametrize("cells", [0, 1])
-def test_without_two_cells_there_is_no_relation_within_a_class(cells, loss_between, draw_batch):
+def test_without_two_cells_there_is_no_relation_within_a_class(cells, loss_between, unlabelled):
     student, taught = make_levels("dfl"), make_levels("dfl")
     for level in (*taught.levels, *student.levels):
         level[:, -3:] = -20.0
@@ -75,17 +95,18 @@ def test_without_two_cells_there_is_no_relation_within_a_class(cells, loss_betwe
         student.levels[0][0, -3:, 2, 2] = torch.tensor([0.0, 2.0, 1.0])
     for level in student.levels:
         level.requires_grad_()
-    value = loss_between("dist", inter=0, intra=1)(student, taught, draw_batch())
+    value = loss_between("dist", inter=0, intra=1)(student, taught, unlabelled)
     value.backward()
     assert value.item() == 0
-    assert (loss_between("dist")(student, taught, draw_batch()).item() > 0.1) == bool(cells)
+    assert (loss_between("dist")(student, taught, unlabelled).item() > 0.1) == bool(cells)
 
 
-def test_a_single_class_has_relations_between_cells_alone(loss_between, draw_batch):
+def test_a_single_class_has_relations_between_cells_alone(loss_between, unlabelled):
     student, taught = make_levels("dfl", num_classes=1), make_levels("dfl", num_classes=1)
     options = {"own": ("cat",), "other": ("cat",)}
-    assert loss_between("dist", inter=1, intra=0, **options)(student, taught, draw_batch()).item() == 0
-    assert loss_between("dist", **options)(student, taught, draw_batch()).item() > 0.1
+    unlabelled.targets[:, 1] = 0
+    assert loss_between("dist", inter=1, intra=0, **options)(student, taught, unlabelled).item() == 0
+    assert loss_between("dist", **options)(student, taught, unlabelled).item() > 0.1
     with pytest.raises(UserError, match=r"'dist': probabilities: softmax compares .* only one in common; use sigmoid"):
         loss_between("dist", probabilities="softmax", **options)
 
