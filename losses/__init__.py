@@ -7,6 +7,7 @@ The contract of a criterion, an `nn.Module`:
                                         hyp: the recipe; image_size: height and width of training, pixels
     criterion(prediction, batch)        -> dict of weighted scalar terms, means per image; the keys are constant
     criterion.at(progress)              optional; called before each step, pure in `progress`
+    criterion.gains                     weights of the terms, by which imitation of outputs is weighed, too
 
 Whatever the levels' type, a criterion computes in float32. Images whose `batch.labelled` is False have no part in any
 term. Every term stays attached to the graph and finite when there are no targets, and no labelled images. The trainer

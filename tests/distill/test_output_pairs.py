@@ -155,6 +155,23 @@ def test_images_without_ground_truth_are_taught(name, student, teacher, draw_bat
     assert sum(gradient[1].abs().sum() for gradient in case.gradients) > 0
 
 
+@pytest.mark.parametrize("other", [("cat",), ("dog", "bird", "car")], ids=" ".join)
+@pytest.mark.parametrize(("name", "student", "teacher"), FITTING)
+def test_finite_beside_a_silent_teacher_of_other_classes(name, student, teacher, other, draw_batch):
+    if len(other) == 1 and name == "softmax_kl":
+        pytest.skip("has nothing to compare with a single class in common, and says so")
+    case = Case(name, student, teacher, other=other)
+    for level in case.taught.levels:
+        if teacher == "anchors":
+            level[..., 4] = -20.0  # objectness
+        else:
+            level[:, -len(other) :] = -20.0
+    value = case.learn()(draw_batch())
+    value.backward()
+    assert math.isfinite(value.item())
+    assert all(gradient is None or gradient.isfinite().all() for gradient in case.gradients)
+
+
 @pytest.mark.parametrize(("name", "student", "teacher"), FITTING)
 def test_a_cell_of_a_foreign_class_teaches_nothing(name, student, teacher, draw_batch):
     case = Case(name, student, teacher, other=(*NAMES, "car"))
