@@ -10,7 +10,7 @@ from torch import Tensor
 
 from losses.matching import PAIRS
 from losses.terms import bbox_iou
-from utils.boxes import cell_points, expected_distances, xywh_to_xyxy
+from utils.boxes import around, cell_points, expected_distances, xywh_to_xyxy
 from utils.types import Batch
 
 TINY = 1e-9  # keeps the quotient of two metrics finite; published, and felt where all overlaps are below 0.05
@@ -188,9 +188,8 @@ class Windows(NamedTuple):
 def decode(rows: Tensor, stride: Tensor) -> Tensor:
     """(B, 4 * reg_max, H, W) raw sides -> (B, H, W, 4) xyxy boxes in pixels, float32."""
     logits = rows.float().unflatten(1, (4, -1)).movedim((1, 2), (3, 4))  # (B, H, W, 4, reg_max)
-    before, after = expected_distances(logits).split(2, dim=-1)
     points = cell_points(*rows.shape[2:], device=rows.device)
-    return torch.cat((points - before, points + after), dim=-1) * stride
+    return around(points, expected_distances(logits)) * stride
 
 
 def _look(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from losses.assignment import Assignment, TaskAlignedAssigner
 from losses.terms import bbox_iou, distribution_focal
-from utils.boxes import cell_points, expected_distances, xywh_to_xyxy
+from utils.boxes import around, cell_points, expected_distances, xywh_to_xyxy
 from utils.family import ANCHOR_FREE, box_gain
 from utils.types import Batch, Prediction, Progress
 
@@ -131,8 +131,7 @@ def compared(rows: Tensor, points: Tensor, boxes: Tensor, size: Tensor) -> tuple
         size: (4,) columns and rows of the map, twice.
     """
     distances = expected_distances(rows)
-    found = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=-1)
-    miss = 1 - bbox_iou(found, boxes, kind="ciou", form="xyxy")
+    miss = 1 - bbox_iou(around(points, distances), boxes, kind="ciou", form="xyxy")
     wanted = torch.cat((points - boxes[:, :2], boxes[:, 2:] - points), dim=-1)
     if rows.shape[2] > 1:
         return miss, distribution_focal(rows, wanted)

@@ -148,9 +148,10 @@ def _from_file(path: Path, scale: str = "") -> ModelSpec:
         return ModelSpec.from_dict(values, path.stem, str(path))
     if not scale:
         found = SCALE_IN_NAME.search(path.stem)
-        named = (found.group(1) if found else "", values.get("scale"))
-        scale = next((letter for letter in named if letter in scales), next(iter(scales)))
-        log.info("%s has the scales %s: taking %s", path, ", ".join(map(str, scales)), scale)
+        named = [letter for letter in (found.group(1) if found else "", values.get("scale")) if letter in scales]
+        scale = named[0] if named else next(iter(scales))
+        if not named:
+            log.info("%s has the scales %s: taking %s", path, ", ".join(map(str, scales)), scale)
     return ModelSpec.from_dict({**values, "scale": scale}, path.stem, str(path))
 
 

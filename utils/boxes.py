@@ -66,6 +66,12 @@ def expected_distances(logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1) @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
 
 
+def around(points: Tensor, distances: Tensor) -> Tensor:
+    """Points (..., 2) and their distances (..., 4) to left, top, right, bottom -> xyxy boxes (..., 4)."""
+    before, after = distances.split(2, dim=-1)
+    return torch.cat((points - before, points + after), dim=-1)
+
+
 def _placement(like: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     """Offset and scale of x, y, x, y."""
     offset = like.new_tensor((frame.offset_x, frame.offset_y) * 2)

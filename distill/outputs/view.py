@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.matching import decode
-from utils.boxes import expected_distances
+from utils.boxes import around, expected_distances, xyxy_to_xywh
 from utils.types import Prediction
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ class FreeCells(Cells):
         return self.rows[..., : 4 * self.reg_max].unflatten(-1, (4, self.reg_max))
 
     def boxes(self) -> Tensor:
-        before, after = expected_distances(self.bins().float()).split(2, dim=-1)
-        return torch.cat((0.5 + (after - before) / 2, before + after), dim=-1)
+        distances = expected_distances(self.bins().float())
+        return xyxy_to_xywh(around(distances.new_tensor(0.5), distances))
 
     def strongest(self) -> FreeCells:
         """They are alone in their cells."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.blocks.base import LayerSpec
 from models.blocks.conv import Conv, DWConv
-from utils.boxes import cell_points, expected_distances
+from utils.boxes import around, cell_points, expected_distances, xyxy_to_xywh
 from utils.types import Prediction
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ class AnchorFreeDetect(nn.Module):
 
     def decode_boxes(self, level_index: int, level: Tensor) -> Tensor:
         """A raw level -> boxes (B, 1, H, W, 4) x, y, w, h (centre, pixels), float32."""
-        before, after = self.distances(level).permute(0, 2, 3, 1)[:, None].split(2, dim=-1)
-        centres = cell_points(*level.shape[2:], device=level.device) + (after - before) / 2
-        return torch.cat((centres, before + after), dim=-1) * self.strides[level_index]
+        distances = self.distances(level).permute(0, 2, 3, 1)[:, None]
+        points = cell_points(*level.shape[2:], device=level.device)
+        return xyxy_to_xywh(around(points, distances)) * self.strides[level_index]
 
     def distances(self, level: Tensor) -> Tensor:
         """A raw level -> (B, 4, H, W) left, top, right, bottom from the cell's centre, in strides, float32."""

@@ -14,6 +14,7 @@ from models.blocks.merge import ReOrg, Shortcut
 from models.blocks.pool import MP, SP, SPP, SPPF
 from models.blocks.rep import RepConv
 from models.graph import MANY_INPUTS
+from tests.models.norms import seasoned
 
 ARGUMENTS = {
     "TransformerBlock": (16, 2, 1),
@@ -96,17 +97,6 @@ def test_folding_twice_is_folding_once():
     conv.fuse()
     torch.testing.assert_close(conv(x), before)
     assert list(conv.state_dict()) == ["conv.weight", "conv.bias"]
-
-
-def seasoned(module):
-    """With norms whose statistics are not those of fresh ones."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.uniform_(-0.5, 0.5)
-            part.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.uniform_(part.bias, -0.5, 0.5)
-    return module.eval()
 
 
 @pytest.mark.parametrize(

@@ -23,21 +23,11 @@ from models.families import read_spec
 from models.spec import ModelSpec
 from models.summary import count_parameters
 from models.yolo import Model
+from tests.models.norms import seasoned
 
 
 def row(module, *args, **others):
     return LayerSpec(0, (-1,), 1, module, args, "", **others)
-
-
-def seasoned(module):
-    """With norms whose statistics are not those of fresh ones."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.uniform_(-0.5, 0.5)
-            part.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.uniform_(part.bias, -0.5, 0.5)
-    return module.eval()
 
 
 def test_a_row_repconv_means_the_pair_in_models_without_anchors():

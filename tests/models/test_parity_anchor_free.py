@@ -7,7 +7,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from models.families import read_spec
 from models.summary import count_parameters, gflops
 from models.weights import load_model
 from models.yolo import Model
+from tests.models.recorded import as_recorded, assert_equals_record, recorded_image
 
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "parity-anchor-free.json.gz"
 
@@ -77,13 +77,7 @@ def test_every_recorded_model_is_tested(recorded):
 @pytest.mark.parametrize("name", RECORDED)
 def test_keys_shapes_and_outputs_equal_the_recorded(name, recorded, fill):
     expected = recorded["models"][name]
-    model = Model(read_spec(name), 80).eval()
-
-    lines = [f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()]
-    assert len(lines) == expected["tensors"]
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["digest"]
-    assert count_parameters(model) == expected["parameters"]
-    assert model.head.strides.tolist() == expected["stride"]
+    model = as_recorded(name, expected)
 
     bins = {key: value.clone() for key, value in model.state_dict().items() if ".dfl." in key}
     fill(model)
@@ -100,9 +94,8 @@ def test_keys_shapes_and_outputs_equal_the_recorded(name, recorded, fill):
 
 @torch.no_grad()
 def puts_out_the_recorded(model, expected, tolerance):
-    image = np.random.default_rng(256).integers(0, 256, (1, 3, 256, 256), dtype=np.uint8)
     weight = next(model.parameters())
-    levels = [level.float() for level in model((torch.from_numpy(image).float() / 255).to(weight.dtype)).levels]
+    levels = [level.float() for level in model(recorded_image().to(weight.dtype)).levels]
     flat = torch.cat([level.flatten(2) for level in levels], dim=2)[0]
     boxes, scores = flat.split((4 * model.head.reg_max, 80))
     own = {"boxes": boxes, "scores": scores}
@@ -110,21 +103,15 @@ def puts_out_the_recorded(model, expected, tolerance):
     compared = 0
     for part, record in zip(expected["parts"], expected["outputs"], strict=False):
         if part.startswith(prefix):
-            assert_equal(own[part.removeprefix(prefix)], record, tolerance)
+            assert_equals_record(own[part.removeprefix(prefix)], record, tolerance)
             compared += 1
     assert compared == 2
     if len(expected["outputs"]) > len(expected["parts"]):
         decoded = model.head.decode(levels)[0].T
         plain = torch.cat((decoded[:4], decoded[5:]))
         if tolerance == 1e-4:  # scores of YOLO12 are saturated
-            assert_equal(plain, expected["outputs"][-1], tolerance)
+            assert_equals_record(plain, expected["outputs"][-1], tolerance)
     return model
-
-
-def assert_equal(output, record, tolerance):
-    assert list(output.shape) == record["shape"]
-    difference = output.flatten()[record["index"]] - torch.tensor(record["value"])
-    assert difference.abs().max() < tolerance * record["largest"]
 
 
 def test_rows_are_the_published_ones(recorded):

@@ -6,6 +6,7 @@ import torch
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from utils.boxes import (
+    around,
     cell_points,
     clip,
     expected_distances,
@@ -46,6 +47,10 @@ def test_clipping_equals_torchvision_and_edits_nothing():
 def test_a_box_goes_to_the_original_by_hand():
     box = torch.tensor([[10.0, 50, 110, 140]])
     assert to_original(box, FRAME).tolist() == [[20, 20, 220, 200]]
+
+
+def test_a_box_lies_around_its_point():
+    assert around(torch.tensor([2.5, 1.5]), torch.tensor([1.0, 0.5, 2, 3])).tolist() == [1.5, 1.0, 4.5, 4.5]
 
 
 def test_the_way_there_and_back_changes_nothing():
