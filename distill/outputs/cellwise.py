@@ -51,8 +51,8 @@ class CellsLoss(OutputLoss):
 
     @property
     def has_classes(self) -> bool:
-        """Whether the class logits of a student with anchors mean anything."""
-        return self.class_map.num_student > 1
+        """Of two heads with anchors: whether class logits mean anything. Nothing trains that of a single class."""
+        return min(self.class_map.num_student, self.class_map.num_teacher) > 1
 
     def classes(self, student: Cells, teacher: Cells) -> tuple[Tensor, Tensor]:
         """Their class logits (..., K) twice, of the classes that both have."""

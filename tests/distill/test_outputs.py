@@ -167,6 +167,16 @@ def test_images_without_ground_truth_are_taught(name, loss_of, draw_prediction, 
         assert torch.equal(value, loss(student, taught, batch))
 
 
+@pytest.mark.parametrize("name", [name for name in CELLWISE if name != "logit_mse"] + ["soft_labels"])
+def test_the_class_logit_of_a_teacher_of_one_class_teaches_nothing(name, loss_of, draw_prediction, draw_batch):
+    student, taught, batch = draw_prediction(), draw_prediction(num_classes=1), draw_batch()
+    loss = loss_of(name, other=["cat"])
+    before = loss(student, taught, batch)
+    for level in taught.levels:
+        level[..., 5] = torch.randn_like(level[..., 5])
+    assert torch.equal(loss(student, taught, batch), before)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_positive_default_weight(name):
     assert OUTPUTS[name].default_weight > 0
