@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.evaluator import Detections, Evaluator, Report
     from models.yolo import Model
     from utils.hyp import Hyp
-    from utils.metrics import CurveEnd
+    from utils.metrics import Metric
 
 FEW_CLASSES = 30  # up to which a table lists every class unasked
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # --task speed: what a deployed model runs with
@@ -68,8 +68,8 @@ def validate(options: ValOptions) -> list[Contender]:
     if not options.single_cls:  # then whatever is found counts
         refuse_strangers(candidates, data)
     stride = max(one.model.stride for one in candidates)
-    curve_end: Any = options.curve_end or family_of(candidates[0].model.spec).curve_end
-    evaluator = build_evaluator(options, data, device, stride, curve_end, shown_alike(candidates))
+    metric: Any = options.metric or family_of(candidates[0].model.spec).metric
+    evaluator = build_evaluator(options, data, device, stride, metric, shown_alike(candidates))
     folder = run_folder(options.project, options.name, options.exist_ok)
     print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
 
@@ -155,7 +155,7 @@ def build_evaluator(
     data: DataSpec,
     device: torch.device,
     stride: int,
-    curve_end: CurveEnd = "line",
+    metric: Metric = "yolov5",
     hyp: Hyp | None = None,
 ) -> Evaluator:
     """One evaluator for all models: the same images, shown as `hyp` says, the same batches, one way to count."""
@@ -185,7 +185,7 @@ def build_evaluator(
         augment=options.augment,
         single_class=options.single_cls,
         names=data.names,
-        curve_end=curve_end,
+        metric=metric,
         fuse=True,
         collect=not speed,
     )

@@ -141,8 +141,8 @@ def counted_alike(plan: Plan) -> Plan:
     from engine.start import architecture, family_of, starting_point
 
     student = Options(weights=plan.weights, cfg=plan.cfg)
-    curve_end = family_of(architecture(student, starting_point(student, None))).curve_end
-    return replace(plan, evaluation=(*plan.evaluation, "--curve-end", curve_end))
+    metric = family_of(architecture(student, starting_point(student, None))).metric
+    return replace(plan, evaluation=(*plan.evaluation, "--metric", metric))
 
 
 def prepare(plan: Plan) -> dict[str, int]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from engine.classes import shared_classes
 from engine.precision import autocast, cpu_has_bf16
 from utils.boxes import clip, to_original, xywh_to_xyxy
-from utils.metrics import ConfusionMatrix, CurveEnd, Evaluation, evaluate, match
+from utils.metrics import ConfusionMatrix, Evaluation, Metric, evaluate, match
 from utils.nms import highest_scores, non_max_suppression
 from utils.types import Batch, Prediction
 
@@ -67,7 +67,7 @@ class Evaluator:
         augment: test-time augmentation.
         single_class: every object is of class 0, whatever the model calls it.
         names: the classes of the data.
-        curve_end: how mAP is counted, see `utils.metrics`: as in the family of the student, for whatever is beside it.
+        metric: how mAP is counted, see `utils.metrics`: as in the family of the student, for whatever is beside it.
         fuse: runs a copy of the model whose batch norms are folded into its convolutions, as it would be deployed.
         collect: keeps the detections of every image in the report.
     """
@@ -84,7 +84,7 @@ class Evaluator:
         augment: bool = False,
         single_class: bool = False,
         names: Sequence[str],
-        curve_end: CurveEnd = "line",
+        metric: Metric = "yolov5",
         fuse: bool = False,
         collect: bool = False,
     ) -> None:
@@ -97,7 +97,7 @@ class Evaluator:
         self.augment = augment
         self.single_class = single_class
         self.names = tuple(names)
-        self.curve_end = curve_end
+        self.metric = metric
         self.fuse = fuse
         self.collect = collect
 
@@ -124,7 +124,7 @@ class Evaluator:
     def _run(
         self, model: Model, known: list[tuple[int, int]] | None, criterion: nn.Module | None, progress: bool
     ) -> Report:
-        tally = _Tally(self.names, self.curve_end)
+        tally = _Tally(self.names, self.metric)
         clock = _Clock(self.device)
         overlap: float | None = model.spec.nms_iou if self.iou is None else self.iou
         if model.head.nms_free and not self.augment:
@@ -218,19 +218,19 @@ class Evaluator:
 class _Tally:
     """Collects what the scores are made of, image by image."""
 
-    def __init__(self, names: Sequence[str], curve_end: CurveEnd) -> None:
+    def __init__(self, names: Sequence[str], metric: Metric) -> None:
         self.names = tuple(names)
-        self.curve_end = curve_end
+        self.metric = metric
         self.confusion = ConfusionMatrix(len(names))
         self.stats: list[tuple[Any, ...]] = []
 
     def add(self, one: Detections) -> None:
         found, labels = torch.from_numpy(one.found), torch.from_numpy(one.labels)
-        self.stats.append((match(found, labels), found[:, 4], found[:, 5], labels[:, 0]))
+        self.stats.append((match(found, labels, metric=self.metric), found[:, 4], found[:, 5], labels[:, 0]))
         self.confusion.update(found, labels)
 
     def evaluation(self) -> Evaluation:
-        return evaluate(self.stats, self.names, self.curve_end)
+        return evaluate(self.stats, self.names, self.metric)
 
 
 class _Clock:

@@ -273,10 +273,10 @@ VAL_FLAGS: Groups = (
             _switch("--augment", "test-time augmentation"),
             _switch("--nms", "of YOLOv10 and 26 the branch whose boxes overlap, with suppression"),
             _flag(
-                "--curve-end",
-                "where recall ends precision goes on in a line to (1, 0), or drops to 0 (default: as the scores of the "
-                "first weights' family are published, line with anchors, drop without)",
-                type=_one_of("line", "drop"),
+                "--metric",
+                "how mAP is counted (default: as the scores of the first weights' family are published, yolov5 with "
+                "anchors, ultralytics without)",
+                type=_one_of("yolov5", "ultralytics"),
                 metavar="WAY",
             ),
             _switch("--half", "half precision"),
@@ -317,7 +317,7 @@ ABSENT: Mapping[str, str] = MappingProxyType(
         "--ndjson-console": _NUMBERS,
         "--ndjson-file": _NUMBERS,
         "--local-rank": "start with torchrun --nproc_per_node N, which needs no such flag",
-        "--v5-metric": "mAP is always computed as YOLOv5 does; leave it out",
+        "--v5-metric": "--metric yolov5 counts mAP as YOLOv5 does, and is the default with anchors",
         "--save-hybrid": "labels and detections are not mixed; use --save-txt",
         "--dnn": "weights run in PyTorch only; leave it out",
         "--no-trace": "models are never traced; leave it out",

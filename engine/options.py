@@ -163,7 +163,7 @@ class ValOptions(_Teachers, _Record):
     rect: bool = True
     augment: bool = False
     nms: bool = False
-    curve_end: str = ""  # line, drop; '' is what the first weights' family is scored with
+    metric: str = ""  # yolov5, ultralytics; '' is what the first weights' family is scored with
     half: bool = False
     save_txt: bool = False
     save_conf: bool = False

@@ -148,7 +148,7 @@ class Session(Generic[OptionsT]):
                 half=half,
                 single_class=options.single_cls,
                 names=self.data.names,
-                curve_end=self.family.curve_end,
+                metric=self.family.metric,
             )
 
     def fit_anchors(self, model: Model) -> None:

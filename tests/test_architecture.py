@@ -222,7 +222,7 @@ RECORDED = {
     "train.py": TRAINING,
     "train_distill.py": f"{TRAINING} {TEACHING} --t_kind --t_device --t_imgsz --d_output --d_feature --baseline",
     "val.py": f"""{COMMON} {TEACHING}
-        --augment --conf --conf-thres --curve-end --half --iou --iou-thres --max-det --nms --no-rect --save-conf
+        --augment --conf --conf-thres --metric --half --iou --iou-thres --max-det --nms --no-rect --save-conf
         --save-json --save-txt --task
     """,
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from utils.hyp import Hyp
-    from utils.metrics import CurveEnd
+    from utils.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Family:
     optimizer: str
     close_mosaic: int  # epochs at the end without mosaics
     box: float  # gain of the box term
-    curve_end: CurveEnd  # how the mAP is counted with which these models are published
+    metric: Metric  # how the mAP is counted with which these models are published
 
 
-ANCHORS = Family("with anchors", "scratch-low", "SGD", 0, 0.05, "line")  # YOLOv3, v5, v7
-ANCHOR_FREE = Family("without anchors", "v8", "auto", 10, 7.5, "drop")  # YOLOv8 and later, v3u, v5u
+ANCHORS = Family("with anchors", "scratch-low", "SGD", 0, 0.05, "yolov5")  # YOLOv3, v5, v7
+ANCHOR_FREE = Family("without anchors", "v8", "auto", 10, 7.5, "ultralytics")  # YOLOv8 and later, v3u, v5u
 
 # The gain of the box term stands before a mean over matches with the one kind, and before a mean weighted by scores
 # with the other: published ones are 0.02 to 0.05, and 5.6 to 7.5. So the number tells for which kind a recipe is.

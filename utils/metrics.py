@@ -20,10 +20,11 @@ from utils.boxes import iou_matrix
 Floats = NDArray[np.float64]
 Values = Tensor | NDArray[Any]
 Stats = tuple[Values, Values, Values, Values]
-# What the precision-recall curve does behind the last recall that was reached. "line": it goes straight to precision 0
-# at recall 1, as in the scores of YOLOv3, v5 and v7. "drop": it is 0 there, as in COCO's own and in those that
-# Ultralytics publishes since YOLO26. On 44 photographs the line is worth 0.003 of mAP50-95.
-CurveEnd = Literal["line", "drop"]
+# Two ways to count mAP. A detection claims the label that it overlaps most, and if a more confident one has that:
+# nothing else ("yolov5"), or the next ("ultralytics", as in COCO's own). And where recall ends the precision-recall
+# curve goes on in a line to precision 0 at recall 1 ("yolov5"), or drops to 0 ("ultralytics", as in COCO's own). The
+# first is that of the published scores of YOLOv3, v5 and v7, the second what Ultralytics counts since YOLO26.
+Metric = Literal["yolov5", "ultralytics"]
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 CONFIDENCES = np.linspace(0, 1, 1000)  # where the curves are sampled; recalls of the precision-recall curve too
@@ -77,29 +78,47 @@ def fitness(evaluation: Evaluation) -> float:
     return 0.1 * evaluation.map50 + 0.9 * evaluation.map
 
 
-def match(detections: Values, labels: Values, thresholds: Sequence[float] | Tensor = IOU_THRESHOLDS) -> Tensor:
+def match(
+    detections: Values,
+    labels: Values,
+    thresholds: Sequence[float] | Tensor = IOU_THRESHOLDS,
+    metric: Metric = "yolov5",
+) -> Tensor:
     """Which detections of an image are right: (n, 6), (m, 5) -> (n, T) bool, a column for each threshold of IoU.
 
     A detection claims the label of its class that it overlaps most; of those that claim one label and reach the
-    threshold, the most confident is right.
+    threshold, the most confident is right. "ultralytics": who is turned away claims the next, and whoever is less
+    confident gives way, until nobody is: as if the most confident had chosen first, then the second, and so on.
     """
     detections, labels = torch.as_tensor(detections), torch.as_tensor(labels)
     limits = torch.as_tensor(thresholds, dtype=detections.dtype, device=detections.device)
     if not len(detections) or not len(labels):
         return torch.zeros(len(detections), len(limits), dtype=torch.bool, device=detections.device)
     overlap = iou_matrix(detections[:, :4], labels[:, 1:])  # (n, m)
-    best, claimed = overlap.masked_fill(detections[:, 5:6] != labels[:, 0], -1).max(dim=1)  # (n,)
-    reaches = best[:, None] >= limits  # (n, T)
+    overlap = overlap.masked_fill(detections[:, 5:6] != labels[:, 0], -1)
+    if metric == "yolov5":
+        best, claimed = (x[:, None].expand(-1, len(limits)) for x in overlap.max(dim=1))
+        return _heard(best >= limits, claimed, len(labels))
+    left = overlap[:, None].repeat(1, len(limits), 1)  # (n, T, m): what has not turned them away
+    while True:
+        best, claimed = left.max(dim=2)  # (n, T)
+        reaches = best >= limits
+        right = _heard(reaches, claimed, len(labels))
+        if torch.equal(right, reaches):
+            return right
+        left.scatter_(2, claimed[..., None], best.masked_fill(reaches & ~right, -1)[..., None])
 
-    rank = torch.arange(len(detections), device=detections.device)[:, None].expand_as(reaches)
-    behind = len(detections)  # where those stand that don't reach
+
+def _heard(reaches: Tensor, claimed: Tensor, labels: int) -> Tensor:
+    """Of those that reach, (n, T) bool, and claim one of the labels, (n, T) long, the first: (n, T) bool."""
+    rank = torch.arange(len(reaches), device=reaches.device)[:, None].expand_as(reaches)
+    behind = len(reaches)  # where those stand that don't reach
     standing = torch.where(reaches, rank, behind)
-    claimed = claimed[:, None].expand_as(standing)
-    first = standing.new_full((len(labels), len(limits)), behind).scatter_reduce_(0, claimed, standing, "amin")
+    first = standing.new_full((labels, reaches.shape[1]), behind).scatter_reduce_(0, claimed, standing, "amin")
     return reaches & (first.gather(0, claimed) == rank)
 
 
-def evaluate(stats: Sequence[Stats], names: Sequence[str], curve_end: CurveEnd = "line") -> Evaluation:
+def evaluate(stats: Sequence[Stats], names: Sequence[str], metric: Metric = "yolov5") -> Evaluation:
     """Precision, recall and mAP over a data set.
 
     Args:
@@ -117,7 +136,7 @@ def evaluate(stats: Sequence[Stats], names: Sequence[str], curve_end: CurveEnd =
     order = np.argsort(-confidence, kind="stable")
     right, confidence, predicted = right[order], confidence[order].astype(np.float64), predicted[order]
     parts = [
-        _class_curves(right[predicted == index], confidence[predicted == index], count, curve_end)
+        _class_curves(right[predicted == index], confidence[predicted == index], count, metric)
         for index, count in zip(known, labels, strict=True)
     ]
     average, precision, recall, at_recall = (np.stack(part) for part in zip(*parts, strict=True))
@@ -146,7 +165,7 @@ def _name(names: Sequence[str], index: int) -> str:
 
 
 def _class_curves(
-    right: NDArray[np.bool_], confidence: Floats, labels: int, curve_end: CurveEnd
+    right: NDArray[np.bool_], confidence: Floats, labels: int, metric: Metric
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """One class: average precision (T,), then precision and recall over confidence, precision over recall (1000,).
 
@@ -163,23 +182,23 @@ def _class_curves(
     # np.interp wants a rising axis; more confident than the most confident detection: nothing found, nothing wrong
     precision_curve = np.interp(-CONFIDENCES, -confidence, precision[:, 0], left=1)
     recall_curve = np.interp(-CONFIDENCES, -confidence, recall[:, 0], left=0)
-    at_recall = np.interp(CONFIDENCES, *_envelope(recall[:, 0], precision[:, 0], curve_end))
-    average = np.array([average_precision(recall[:, i], precision[:, i], curve_end) for i in range(right.shape[1])])
+    at_recall = np.interp(CONFIDENCES, *_envelope(recall[:, 0], precision[:, 0], metric))
+    average = np.array([average_precision(recall[:, i], precision[:, i], metric) for i in range(right.shape[1])])
     return average, precision_curve, recall_curve, at_recall
 
 
-def average_precision(recall: Floats, precision: Floats, curve_end: CurveEnd = "line") -> float:
+def average_precision(recall: Floats, precision: Floats, metric: Metric = "yolov5") -> float:
     """Area under the precision-recall curve: 101 interpolated points, joined by trapezoids.
 
     Both (n,), as the confidence that a detection must have falls.
     """
-    heights = np.interp(RECALLS, *_envelope(recall, precision, curve_end))
+    heights = np.interp(RECALLS, *_envelope(recall, precision, metric))
     return float(((heights[1:] + heights[:-1]) / 2 * np.diff(RECALLS)).sum())
 
 
-def _envelope(recall: Floats, precision: Floats, curve_end: CurveEnd) -> tuple[Floats, Floats]:
+def _envelope(recall: Floats, precision: Floats, metric: Metric) -> tuple[Floats, Floats]:
     """The curve from recall 0 to 1, made to fall: at each recall the best precision at that recall or above."""
-    end = [1.0] if curve_end == "line" else [recall[-1], 1.0]
+    end = [1.0] if metric == "yolov5" else [recall[-1], 1.0]
     recall = np.concatenate(([0.0], recall, end))
     precision = np.concatenate(([1.0], precision, np.zeros(len(end))))
     return recall, np.maximum.accumulate(precision[::-1])[::-1]

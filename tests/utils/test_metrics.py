@@ -85,6 +85,45 @@ def slow_match(detections: Tensor, labels: Tensor, threshold: float) -> list[boo
     return [d in winners.values() for d in range(len(detections))]
 
 
+def slow_first_choice(detections: Tensor, labels: Tensor, threshold: float) -> list[bool]:
+    """The most confident first: each takes the label that it overlaps most, of those that are left."""
+    left, right = dict(enumerate(labels.tolist())), []
+    for detection in detections.tolist():
+        near = [(overlap(detection[:4], label[1:]), n) for n, label in left.items() if label[0] == detection[5]]
+        near = [pair for pair in near if pair[0] >= threshold]
+        right.append(bool(near))
+        if near:
+            del left[max(near)[1]]
+    return right
+
+
+def crowd(rng: np.random.Generator, count: int) -> Tensor:
+    """Boxes on one heap, of two classes: (count, 5)."""
+    first, last = rng.uniform(0, 12, (count, 2)), rng.uniform(40, 52, (count, 2))
+    return torch.tensor(np.concatenate((rng.integers(0, 2, (count, 1)), first, last), axis=1), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whoever_is_turned_away_may_claim_the_next(seed):
+    rng = np.random.default_rng(seed)
+    labels, found = crowd(rng, 12), crowd(rng, 30)
+    detections = torch.cat((found[:, 1:], torch.linspace(0.9, 0.1, 30)[:, None], found[:, :1]), dim=1)
+    right = match(detections, labels, metric="ultralytics")
+    assert right.T.tolist() == [slow_first_choice(detections, labels, threshold) for threshold in IOU_THRESHOLDS]
+    once = match(detections, labels)
+    assert not torch.equal(right, once) and right.sum() > once.sum()
+
+
+def test_one_gives_way_to_a_more_confident_one_that_was_turned_away():
+    labels = torch.tensor([[0, 0, 0, 10, 10], [0, 0, 2, 10, 12], [0, 0, 4, 10, 14]])
+    detections = torch.tensor(
+        [[0, 2, 10, 12, 0.9, 0], [0, 1.9, 10, 12, 0.8, 0], [0, 0.2, 10, 10, 0.7, 0], [0, 3.8, 10, 14, 0.6, 0]]
+    )
+    right = match(detections, labels, [0.5], "ultralytics")
+    assert right.flatten().tolist() == slow_first_choice(detections, labels, 0.5)
+    assert right.sum() == 3
+
+
 def test_matching_equals_a_loop_at_every_threshold():
     for detections, labels in data_set():
         right = match(detections, labels)
@@ -252,13 +291,13 @@ def test_average_precision_of_a_known_curve():
 def test_the_curve_may_drop_where_recall_ends():
     # 51 points of precision 1, up to recall 0.5, then 50 of 0: 50 whole trapezoids and a half one
     recall, precision = np.array([0.25, 0.505]), np.array([1.0, 1.0])
-    assert average_precision(recall, precision, "drop") == pytest.approx(0.505)
-    assert average_precision(recall, precision, "line") > 0.74
+    assert average_precision(recall, precision, "ultralytics") == pytest.approx(0.505)
+    assert average_precision(recall, precision, "yolov5") > 0.74
 
 
 def test_scores_with_a_drop_are_below_those_with_a_line_and_else_equal():
     stats = stats_of(data_set(0))
-    line, drop = (evaluate(stats, NAMES, end) for end in ("line", "drop"))
+    line, drop = (evaluate(stats, NAMES, end) for end in ("yolov5", "ultralytics"))
     assert (line.precision, line.recall) == (drop.precision, drop.recall)
     assert line.map - 0.1 < drop.map < line.map and drop.map50 < line.map50
 
