@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.terms import bbox_iou
+from utils.boxes import cell_points
 from utils.types import Batch
 
 # The cell of a target's centre, then the nearest ones left, up, right, down. Half a cell is as far as they reach:
@@ -128,7 +129,7 @@ def overlapping(level: Tensor, anchors: Tensor, batch: Batch, threshold: float) 
         anchors: (A, 2) in cells.
     """
     boxes = decode(level[..., :4].float(), anchors[:, None, None])
-    boxes[..., :2] += _corners_of_cells(level.shape, level.device)
+    boxes[..., :2] += cell_points(*level.shape[2:4], device=level.device) - 0.5  # corners of the cells
     boxes = boxes.flatten(1, 3)  # (B, P, 4) xywh in cells
     targets = batch.targets.float()
     lists, counts = _one_list_an_image(targets[:, 0].long(), torch.cat(in_cells(targets, level.shape), -1), len(level))
@@ -188,10 +189,3 @@ def _shape_iou(sides: Tensor, anchors: Tensor) -> Tensor:
     """(N, 2) and (A, 2) -> (A, N) overlaps on one centre; 0 for what has no area."""
     shared = torch.minimum(sides, anchors[:, None]).clamp(min=0).prod(dim=-1)
     return shared / (sides.prod(dim=-1) + anchors.prod(dim=-1)[:, None] - shared)
-
-
-def _corners_of_cells(shape: torch.Size, device: torch.device) -> Tensor:
-    """(H, W, 2): column and row of each cell."""
-    rows = torch.arange(shape[2], device=device)
-    columns = torch.arange(shape[3], device=device)
-    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)

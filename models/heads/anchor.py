@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.base import LayerSpec
+from utils.boxes import cell_points
 from utils.types import Prediction
 
 if TYPE_CHECKING:
@@ -162,10 +163,7 @@ def required_anchors(spec: LayerSpec, model: ModelSpec) -> Anchors:
 
 def _cells(level: Tensor) -> Tensor:
     """(H, W, 2): column and row of each cell of a level (B, A, H, W, ...), float32."""
-    height, width = level.shape[2:4]
-    rows = torch.arange(height, device=level.device, dtype=torch.float32)
-    columns = torch.arange(width, device=level.device, dtype=torch.float32)
-    return torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)), dim=-1)
+    return cell_points(*level.shape[2:4], device=level.device) - 0.5
 
 
 def _checked(anchors: Sequence[Sequence[float]], num_levels: int) -> list[list[tuple[float, float]]]:
