@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 
 from data.geometry import GREY, Region, areas, intersections, stretch_picture
 from data.picture import Image, Picture, Polygons, Size, joined
+from utils.opencv import cv2
 
 HIDDEN = 0.3  # an object is pasted only where it and those that are there cover less than this share of each other
 PASTED = 12  # objects at most that `paste_in` adds to a picture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
@@ -22,6 +21,7 @@ from data.ssd import ssd
 from data.store import ImageStore, Loaded
 from data.view import View
 from utils.hyp import Hyp
+from utils.opencv import cv2
 from utils.reproduce import sample_rng
 from utils.types import Batch, Frame
 

@@ -20,7 +20,6 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from utils.config import from_mapping, number
 from utils.dist import is_main
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.opencv import cv2
 
 log = logging.getLogger(__name__)
 

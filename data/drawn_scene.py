@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from utils.opencv import cv2
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.float32]  # (H, W) opacity in [0, 1]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from data.picture import Floats, Image, Picture, Polygons, Size, clip
+from utils.opencv import cv2
 from utils.types import Frame
 
 Region = tuple[int, int, int, int]  # left, top, right, bottom, pixels

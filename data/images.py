@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+
+from utils.opencv import cv2
 
 Image = NDArray[np.uint8]
 

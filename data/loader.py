@@ -7,7 +7,6 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -21,6 +20,7 @@ from data.spec import DataSpec
 from data.unlabelled import with_unlabelled
 from data.view import View, open_images
 from utils.hyp import Hyp
+from utils.opencv import cv2
 from utils.types import Batch
 
 log = logging.getLogger(__name__)

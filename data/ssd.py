@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from data.geometry import areas, intersections
 from data.picture import Floats, Image, Picture, Size
 from utils.hyp import Hyp
+from utils.opencv import cv2
 
 MEAN = (104, 117, 123)  # blue, green, red: of the photographs of ImageNet, what the canvas is filled with
 TRIES = 50  # crops that are drawn for each overlap

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from utils.files import write_atomically
+from utils.opencv import cv2
 
 Image = NDArray[np.uint8]
 Color = tuple[int, int, int]

@@ -1,0 +1,32 @@
+"""OpenCV as `cv2`; where it is not installed, a stand-in that says so when it is first used.
+
+Training from a packed cache with augmentation on the device needs no OpenCV, so importing must not need it either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utils.errors import UserError
+
+
+class _Absent:
+    """Raises as soon as anything of OpenCV is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UserError(
+            f"OpenCV is not installed (cv2.{name} is needed): pip install opencv-python-headless; without it, what "
+            "works is training with --cache packed --augment device"
+        )
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        return _Absent()
+    return cv2
+
+
+cv2 = _opencv()
+AVAILABLE = not isinstance(cv2, _Absent)
