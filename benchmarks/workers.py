@@ -27,11 +27,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import yaml
 from tqdm import tqdm
-
-from utils.opencv import cv2
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of benchmarks/
