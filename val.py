@@ -186,7 +186,6 @@ def build_evaluator(
         single_class=options.single_cls,
         names=data.names,
         metric=metric,
-        fuse=True,
         collect=not speed,
     )
 

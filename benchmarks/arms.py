@@ -28,6 +28,8 @@ class Arm:
     features: tuple[str, ...] = ()
     recipe: str = ""  # text of a recipe file behind those of all arms
     teachers: int | None = None  # how many of the teachers' weights it takes; None: all
+    words: tuple[str, ...] = ()  # further words for the training script, this arm's alone
+    off: tuple[str, ...] = ()  # fast paths that are switched off, see `benchmarks/switches.py`
 
     @property
     def folder(self) -> str:
@@ -43,7 +45,7 @@ class Plan:
     data: str
     weights: str  # '' is from scratch
     cfg: str
-    t_weights: tuple[str, ...]
+    t_weights: tuple[str, ...]  # (): nothing has a teacher
     hyp: tuple[str, ...]
     epochs: int
     imgsz: tuple[int, ...]
@@ -170,7 +172,8 @@ def plan_runs(plan: Plan, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Run
 
 def training(plan: Plan, run: Run) -> list[str]:
     """Script and arguments that train this run, or go on with it."""
-    arm, plain = run.arm, run.arm.name == BASELINE
+    arm, plain = run.arm, run.arm.name == BASELINE or not plan.t_weights
+    extra = (*plan.extra, *run.arm.words)
     script = "train.py" if plain else "train_distill.py"
     if (run.folder / "weights" / "last.pt").exists():
         return [script, "--resume", str(run.folder)]
@@ -180,13 +183,13 @@ def training(plan: Plan, run: Run) -> list[str]:
     words += ["--seed", str(run.seed), "--project", str(run.folder.parent), "--name", run.folder.name]
     words += ["--exist-ok", "--noplots"]
     if plain:
-        return [script, *words, *understood(script, plan.extra)]
+        return [script, *words, *understood(script, extra)]
     teachers = plan.t_weights[: arm.teachers]
     words += ["--t_weights", *teachers] if teachers else []
     if not arm.outputs and not arm.features:  # of a recipe that names none: the defaults
-        return [script, *words, "--d_output", "--d_feature", *plan.extra]
+        return [script, *words, "--d_output", "--d_feature", *extra]
     words += ["--d_output", *(arm.outputs or ["none"]), *(["--d_feature", *arm.features] if arm.features else [])]
-    return [script, *words, *plan.extra]
+    return [script, *words, *extra]
 
 
 def scoring(plan: Plan, weights: str, folder: Path) -> list[str]:

@@ -55,11 +55,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     methods = [name for name in dict.fromkeys(options.methods) if name != BASELINE]
     arms = [Arm(BASELINE), *(read_arm(name, OUTPUTS, FEATURES, plan.hyp) for name in methods)]
+    compare(plan, settings, arms, options, shlex.join(["python", "benchmarks/distillation.py", *words]))
+
+
+def compare(
+    plan: Plan, settings: dict[str, Any], arms: Sequence[Arm], options: argparse.Namespace, command: str
+) -> None:
+    """Trains and scores what is missing, and prints the table; exits with status 1 if some runs failed.
+
+    Args:
+        settings: see `read_plan`.
+        options: seeds, lanes.
+        command: that does it again.
+    """
     runs = plan_runs(plan, arms, options.seeds)
     settings["bytes"] = prepare(plan)
     plan = counted_alike(plan)
     keep_settings(plan, settings, arms)
-    command = shlex.join(["python", "benchmarks/distillation.py", *words])
     children = Children(options.lanes)
     try:
         teachers = score_teachers(plan, children.launch)
@@ -82,11 +94,16 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="distillation.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--t_weights", "--t-weights", nargs="+", required=True, help="the teacher, or several")
+    made.add_argument("--methods", nargs="+", default=[], help="such as bckd cwd:0.5 bckd+cwd @recipe")
+    return with_shared_flags(made, Path("runs/distillation"))
+
+
+def with_shared_flags(made: argparse.ArgumentParser, out: Path) -> argparse.ArgumentParser:
+    """The parser, with the flags of everything that compares trainings; `out` is where they go unasked."""
     made.add_argument("--weights", default="", help="the student's start; without it --cfg starts from scratch")
     made.add_argument("--cfg", default="", help="the student's architecture")
-    made.add_argument("--t_weights", "--t-weights", nargs="+", required=True, help="the teacher, or several")
     made.add_argument("--data", required=True)
-    made.add_argument("--methods", nargs="+", default=[], help="such as bckd cwd:0.5 bckd+cwd @recipe")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--epochs", type=_count, default=20, help="of every arm; the phases of a recipe share them")
     made.add_argument("--imgsz", type=_count, nargs="+", default=[640])
@@ -94,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--hyp", nargs="+", default=[DEFAULT], help="recipe of all arms; of several, later ones override")
     made.add_argument("--split", default="test", choices=("val", "test"), help="that the table reports")
     made.add_argument("--lanes", type=_count, default=1, help="trainings at a time, which share the cores")
-    made.add_argument("--out", type=Path, default=Path("runs/distillation"))
+    made.add_argument("--out", type=Path, default=out)
     return made
 
 

@@ -75,7 +75,8 @@ def work(plan: Plan, run: Run, launch: Launch) -> str:
     """Trains and scores one run as far as it is not done; returns what went wrong, or ''."""
     log = run.folder / "log.txt"
     if not run.trained():
-        words = ["benchmarks/measured.py", str(run.record.absolute()), *training(plan, run)]
+        off = ["--off", ",".join(run.arm.off)] if run.arm.off else []
+        words = ["benchmarks/measured.py", str(run.record.absolute()), *off, *training(plan, run)]
         if launch(words, log) or not run.trained():
             return f"{run.title}: training failed; the end of {log}:\n{tail(log)}"
     weights = str(run.folder / "weights" / "best.pt")

@@ -2,6 +2,7 @@
 
     python benchmarks/measured.py runs/cwd/seed0/run.json train_distill.py --weights yolov5n.pt ...
 
+`--off NAME,NAME` before the script's name switches fast paths off (`switches.py`).
 The JSON says `finished` once the script has ended well. Peaks of memory are those of the largest of all attempts, so
 that a run that was interrupted and resumed is measured like one that was not.
 """
@@ -21,7 +22,13 @@ from typing import Any
 PEAKS = ("rss_mb", "cuda_mb")
 
 
-def main(record: Path, script: str, arguments: list[str]) -> None:
+def main(record: Path, words: list[str]) -> None:
+    if words[0] == "--off":
+        from benchmarks.switches import switch_off
+
+        switch_off(words[1].split(","))
+        words = words[2:]
+    script, *arguments = words
     sys.argv = [script, *arguments]  # which the run's environment.yaml quotes
     finished = False
     try:
@@ -85,4 +92,4 @@ def stop_on_signals() -> None:
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of benchmarks/
     stop_on_signals()
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])

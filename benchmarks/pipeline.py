@@ -8,8 +8,10 @@ has further augmentation installed (albumentations) would run that as well.
 
 - *disk*: every image is decoded anew whenever it is needed. Its file is in the system's memory after the first round.
 - *ram*: images are decoded beforehand and kept at the size of training.
+- *here*: as a run has it by default. From the disk, a mosaic's other images are among those that the process decoded
+  last (--mosaic-pool); the column after it does without, as the peers do.
 - *decoding alone*: reading and decoding as many files as a mosaic has, and nothing else: what "disk" could reach if
-  all the rest took no time and every file were decoded whole.
+  all the rest took no time, every file were decoded whole, and none were kept.
 
 Seconds are of processor time, which says what a core can do even where a side used more than one, or another program
 took it away for a while. *cores* is processor time over time: 1 where neither happened. Ratios are of medians over
@@ -41,11 +43,12 @@ from data import store
 from data.images import read_image
 from data.loader import TrainLoader, train_loader
 from data.spec import DataSpec, read_data
+from engine.options import Options
 from utils.errors import UserError, exits_cleanly
 from utils.hyp import DEFAULT, Hyp, read_hyp
 
 CACHES = ("disk", "ram")
-OURS, LIMIT = "here", "decoding alone"
+OURS, WITHOUT_POOL, LIMIT = "here", "here, --mosaic-pool 0", "decoding alone"
 TILES = 4  # images of a mosaic
 # of a recipe, what all sides know under one name
 AUGMENTATION = (
@@ -136,9 +139,9 @@ def measure(
     """(side, cache) -> a pass a round."""
     with ExitStack() as stack:
         jobs: dict[Any, Callable[[], Pass]] = {}
-        for cache in CACHES:
-            loader = own_loader(data, hyp, cache, (options.imgsz, options.imgsz), options.batch_size)
-            jobs[OURS, cache] = Ours(loader, options.batches)
+        for side, cache, pool in ((OURS, "disk", Options.mosaic_pool), (WITHOUT_POOL, "disk", 0), (OURS, "ram", 0)):
+            given = {"size": (options.imgsz, options.imgsz), "batch_size": options.batch_size, "mosaic_pool": pool}
+            jobs[side, cache] = Ours(own_loader(data, hyp, cache, **given), options.batches)
         count = options.batches * options.batch_size
         jobs[LIMIT, "disk"] = lambda: decoded(jobs[OURS, "disk"].loader.dataset.paths, count)  # type: ignore[attr-defined]
         for name, python in peers.items():
@@ -175,14 +178,15 @@ class _Asked:
 
 
 def own_loader(
-    data: DataSpec, hyp: Hyp, cache: str, size: tuple[int, int], batch_size: int, workers: int = 0
-) -> TrainLoader:
+    data: DataSpec, hyp: Hyp, cache: str, size: tuple[int, int], batch_size: int, workers: int = 0,
+    mosaic_pool: int = Options.mosaic_pool,
+) -> TrainLoader:  # fmt: skip
     """A loader that keeps all images in memory ('ram') or none ('disk'), however few there are."""
     small = store.SMALL
     try:
         store.SMALL = 0.0
         given = {"image_size": size, "batch_size": batch_size, "stride": 32, "seed": 0, "workers": workers}
-        return train_loader(data, hyp, cache="ram" if cache == "ram" else "", **given)
+        return train_loader(data, hyp, cache="ram" if cache == "ram" else "", mosaic_pool=mosaic_pool, **given)
     finally:
         store.SMALL = small
 
@@ -239,7 +243,7 @@ def report(
 def table(passes: Mapping[tuple[str, str], Sequence[Pass]]) -> str:
     """Markdown: a row a cache, a column a side, and for peers how many times faster we are."""
     sides = list(dict.fromkeys(side for side, _ in passes))
-    peers = [side for side in sides if side not in (OURS, LIMIT)]
+    peers = [side for side in sides if side not in (OURS, WITHOUT_POOL, LIMIT)]
     head = ["images from", *sides, *(f"here / {name}" for name in peers), "cores"]
     rows = []
     for cache in dict.fromkeys(cache for _, cache in passes):

@@ -10,6 +10,8 @@ Every figure is of a new process, timed from before it is started:
   optimizer has stepped once; *behind torch* is what of this is left when torch has been imported. It includes the work
   of that step, whose time is told beside it by *first batch*: from the model's first call on a full batch to the step.
 
+`--demo` takes the demonstration instead of that training, as a user meets it who starts train.py without arguments.
+
 Medians over rounds in which every side runs once, after one that warms caches. A ratio above 1 says that this
 repository is faster. Peers write a file `<split>.cache` beside the labels; name a copy of the data set where it must
 stay as it is.
@@ -36,6 +38,7 @@ if __name__ == "__main__":
 
 from benchmarks.peers import NONE, machine, markdown, ratio, read_peers, rounds
 from data.spec import DataSpec, read_data
+from engine.options import DEMO
 from utils.errors import UserError, exits_cleanly
 from utils.files import ROOT
 
@@ -102,7 +105,9 @@ IMPORT = {
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
-    pythons = {OURS: sys.executable, **read_peers(options.peer)}
+    if options.demo:
+        options.data, options.imgsz, options.batch_size = DEMO["data"], DEMO["imgsz"][0], DEMO["batch_size"]
+    pythons = {OURS: sys.executable, **read_peers([] if options.demo else options.peer)}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), read_data(options.data), options)
         figures = measure(bench, pythons, options.rounds)
@@ -111,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", required=True)
+    made.add_argument("--data", default="demo.yaml")
+    made.add_argument("--demo", action="store_true", help="the first step is that of `train.py` without arguments")
     made.add_argument("--imgsz", type=int, default=320)
     made.add_argument("--batch-size", type=int, default=16)
     made.add_argument("--workers", type=int, default=0, help="of all sides")
@@ -163,12 +169,17 @@ class Bench:
         ]
         return [str(word) for word in (*words, "--project", self.folder / side)]
 
+    def demonstration(self) -> list[str]:
+        """Arguments of `train.py` for what it does without any, but for where its results go."""
+        return ["--device", "cpu", "--project", str(self.folder)]
+
     def first_step(self, side: str, python: str) -> dict[str, float]:
         """Seconds of the three figures that a training gives."""
         record = self.folder / f"{side}.json"
         record.unlink(missing_ok=True)
         watched = WATCHED.replace("RECORD", repr(str(record))).replace("BATCH", str(self.options.batch_size))
-        code = watched + TRAIN[side].format(root=str(ROOT), words=self.training(side))
+        words = self.demonstration() if self.options.demo else self.training(side)
+        code = watched + TRAIN[side].format(root=str(ROOT), words=words)
         started = time.time()
         error = self.run(side, [python, "-c", code])
         if not record.exists():
@@ -224,9 +235,10 @@ def report(
     figures: Mapping[str, Mapping[str, Sequence[float]]], options: argparse.Namespace, words: Sequence[str]
 ) -> str:
     absent = ", ".join(side for side in SIDES if side not in figures)
+    what = "The demonstration" if options.demo else "The smallest model from scratch"
+    workers = "" if options.demo else f", {options.workers} workers"
     return "\n".join([
-        f"The smallest model from scratch, {options.imgsz} px, batches of {options.batch_size}, {options.workers} "
-        "workers.",
+        f"{what}, {options.imgsz} px, batches of {options.batch_size}{workers}.",
         "",
         table(figures),
         "",

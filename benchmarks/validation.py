@@ -35,6 +35,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of benchmarks/
 
 from benchmarks.peers import NONE, Peer, machine, markdown, ratio, read_peers, rounds
+from benchmarks.validation_peer import SNIPPET
 from data.loader import eval_loader
 from data.spec import DataSpec, read_data
 from engine.evaluator import Evaluator
@@ -45,65 +46,13 @@ from models.yolo import Model
 from utils.boxes import xywh_to_xyxy
 from utils.config import write_mapping
 from utils.errors import UserError, exits_cleanly
-from utils.metrics import evaluate, match
+from utils.matching import match
+from utils.metrics import evaluate
 from utils.nms import non_max_suppression
 
 CONF, IOU, MAX_DET = 0.001, 0.6, 300  # what mAP is scored with
 PARTS = ("suppression", "matching", "average precision")
 FULL, HALF, OURS, YOLOV5 = "here, float32", "here, half", "here", "yolov5"
-
-SNIPPET = """
-import os, time
-from pathlib import Path
-import numpy as np
-import torch
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # the file is the one that `convert` writes
-np.trapz = getattr(np, "trapz", None) or np.trapezoid  # which it asks for; numpy 2 has renamed it
-import yolov5
-from yolov5 import val
-from yolov5.models.yolo import Model
-from yolov5.utils.general import non_max_suppression
-from yolov5.utils.metrics import ap_per_class
-(Path(os.environ["YOLOV5_CONFIG_DIR"]) / "Arial.ttf").touch()  # a font that it would fetch, for figures not drawn here
-torch.set_num_threads(THREADS)
-
-def convert(state, cfg, names, file):
-    model = Model(str(Path(yolov5.__file__).parent / "models" / cfg), nc=len(names))
-    model.load_state_dict(torch.load(state))
-    model.nc, model.names = len(names), dict(enumerate(names))
-    torch.save({"model": model, "ema": None, "epoch": -1}, file)
-
-def whole(**options):
-    started = time.perf_counter()
-    (precision, recall, map50, average, *_), *_ = val.run(
-        half=False, plots=False, verbose=False, project=os.getcwd(), name="val", exist_ok=True, **options
-    )
-    return time.perf_counter() - started, float(average)
-
-def read(folder):
-    global decoded, labels
-    decoded = [torch.from_numpy(np.load(file)) for file in sorted(Path(folder).glob("decoded*.npy"))]
-    labels = [torch.from_numpy(np.load(file)) for file in sorted(Path(folder).glob("labels*.npy"))]
-
-def parts(names, conf, iou, max_det):
-    with torch.inference_mode():
-        times, found = [time.perf_counter()], []
-        for batch in decoded:
-            found += non_max_suppression(batch, conf, iou, multi_label=True, max_det=max_det)
-        times.append(time.perf_counter())
-        levels = torch.linspace(0.5, 0.95, 10)
-        right = [
-            val.process_batch(own, marked, levels) if len(own) and len(marked)
-            else torch.zeros(len(own), 10, dtype=torch.bool)
-            for own, marked in zip(found, labels)
-        ]
-        times.append(time.perf_counter())
-        stats = [(some, own[:, 4], own[:, 5], marked[:, 0]) for some, own, marked in zip(right, found, labels)]
-        joined = [torch.cat(column).numpy() for column in zip(*stats)]
-        average = ap_per_class(*joined, plot=False, names=dict(enumerate(names)))[5]
-        times.append(time.perf_counter())
-    return [after - before for before, after in zip(times, times[1:])], float(average.mean()), sum(map(len, found))
-"""
 
 
 class Whole(NamedTuple):
@@ -197,7 +146,7 @@ class Bench:
         return eval_loader(self.data, options.task, stride=self.model.stride, **given)
 
     def evaluator(self, half: bool, loader: Any = ()) -> Evaluator:
-        given: Any = {"conf": CONF, "iou": IOU, "max_det": MAX_DET, "names": self.data.names, "fuse": True}
+        given: Any = {"conf": CONF, "iou": IOU, "max_det": MAX_DET, "names": self.data.names}
         return Evaluator(loader, self.device, half=half, metric=family_of(self.model.spec).metric, **given)
 
     def whole(self, half: bool) -> Whole:
@@ -213,7 +162,10 @@ class Bench:
         for batch in self.recorded.decoded:
             found += non_max_suppression(batch, CONF, IOU, MAX_DET, multi_label=several)
         times.append(time.perf_counter())
-        right = [match(own, labels) for own, labels in zip(found, self.recorded.labels, strict=True)]
+        right, step = [], self.options.batch_size
+        for first in range(0, len(found), step):
+            several_images = slice(first, first + step)
+            right += match(found[several_images], self.recorded.labels[several_images])
         times.append(time.perf_counter())
         stats = [
             (some, own[:, 4], own[:, 5], labels[:, 0])

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from data.geometry import GREY, Region, areas, intersections, stretch_picture
-from data.picture import Image, Picture, Polygons, Size, joined
+from data.picture import Floats, Image, Picture, Polygons, Size, joined
 from utils.opencv import cv2
+
+Gains = tuple[float, float, float]  # factors of hue, saturation, brightness
 
 HIDDEN = 0.3  # an object is pasted only where it and those that are there cover less than this share of each other
 PASTED = 12  # objects at most that `paste_in` adds to a picture
@@ -26,19 +29,24 @@ def mosaic(pictures: Sequence[Picture], size: Size, rng: Generator) -> Picture:
     Source: Bochkovskiy et al., "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020, arXiv:2004.10934.
     """
     height, width = size
-    centre_y, centre_x = (int(rng.uniform(side / 2, 3 * side / 2)) for side in (height, width))
     canvas = np.full((2 * height, 2 * width, 3), GREY, dtype=np.uint8)
     placed = []
-    for index, picture in enumerate(pictures):
-        rows, columns = picture.size
-        top = centre_y - rows if index < 2 else centre_y
-        left = centre_x - columns if index % 2 == 0 else centre_x
-        _paste(canvas, picture.image, top, left)
+    for picture, (left, top) in zip(pictures, mosaic_corners([p.size for p in pictures], size, rng), strict=True):
+        paste(canvas, picture.image, top, left)
         placed.append(picture.moved(left, top))
     return joined(canvas, placed).clipped((2 * height, 2 * width))
 
 
-def _paste(canvas: Image, image: Image, top: int, left: int) -> None:
+def mosaic_corners(sizes: Sequence[Size], size: Size, rng: Generator) -> list[tuple[int, int]]:
+    """Left and top of four pictures that meet in a random point of the canvas; what sticks out is cut off."""
+    centre_y, centre_x = (int(rng.uniform(side / 2, 3 * side / 2)) for side in size)
+    return [
+        (centre_x - columns if index % 2 == 0 else centre_x, centre_y - rows if index < 2 else centre_y)
+        for index, (rows, columns) in enumerate(sizes)
+    ]
+
+
+def paste(canvas: Image, image: Image, top: int, left: int) -> None:
     """Writes an image into a canvas; what sticks out is cut off."""
     bottom, right = min(top + image.shape[0], canvas.shape[0]), min(left + image.shape[1], canvas.shape[1])
     first_y, first_x = max(top, 0), max(left, 0)
@@ -50,8 +58,13 @@ def mixup(picture: Picture, other: Picture, rng: Generator) -> Picture:
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412.
     """
-    share = rng.beta(32.0, 32.0)
+    share = mixup_share(rng)
     return joined(cv2.addWeighted(picture.image, share, other.image, 1 - share, 0), (picture, other))
+
+
+def mixup_share(rng: Generator) -> float:
+    """Of the first of two pictures: near a half."""
+    return rng.beta(32.0, 32.0)
 
 
 def copy_paste(picture: Picture, probability: float, rng: Generator) -> Picture:
@@ -145,28 +158,65 @@ def _covered(boxes: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 def hsv(image: Image, hue: float, saturation: float, value: float, rng: Generator) -> Image:
     """Hue, saturation and brightness, each times a random factor in 1 ± its argument."""
-    if not (hue or saturation or value):
+    gains = hsv_gains(hue, saturation, value, rng)
+    if gains is None:
         return image
-    factors = 1 + rng.uniform(-1, 1, 3) * (hue, saturation, value)
-    levels = np.arange(256) * factors[:, None]
+    recoloured = image.copy()
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    recolour(recoloured, hsv_tables(gains), np.empty_like(image), planes)
+    return recoloured
+
+
+def hsv_gains(hue: float, saturation: float, value: float, rng: Generator) -> Gains | None:
+    """Factors in 1 ± the argument; None where all arguments are 0."""
+    if not (hue or saturation or value):
+        return None
+    first, second, third = (1 + rng.uniform(-1, 1, 3) * (hue, saturation, value)).tolist()
+    return first, second, third
+
+
+def hsv_tables(gains: Gains) -> NDArray[np.uint8]:
+    """(3, 256) what becomes of each level: times its factor; what exceeds the range is cut off, hue begins again."""
+    levels = np.arange(256) * np.array(gains)[:, None]
     levels[0] %= 180  # OpenCV's hue is in steps of two degrees
-    table = np.clip(levels, 0, 255).astype(np.uint8).T.reshape(1, 256, 3)
-    turned = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), np.ascontiguousarray(table))
-    return cv2.cvtColor(turned, cv2.COLOR_HSV2BGR)
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def recolour(image: Image, tables: NDArray[np.uint8], spare: Image, planes: NDArray[np.uint8]) -> None:
+    """Replaces hue, saturation and brightness, as tables say.
+
+    Args:
+        image: written into.
+        spare, planes: (H, W, 3) and (3, H, W), written into as well.
+    """
+    cv2.cvtColor(image, cv2.COLOR_BGR2HSV, dst=spare)
+    cv2.split(spare, list(planes))  # one table for three channels takes twice as long as a table a plane
+    for plane, table in zip(planes, tables, strict=True):
+        cv2.LUT(plane, table, dst=plane)
+    cv2.merge(list(planes), dst=spare)
+    cv2.cvtColor(spare, cv2.COLOR_HSV2BGR, dst=image)
 
 
 def flip_left_right(picture: Picture) -> Picture:
     width = picture.size[1]
-    boxes = picture.boxes * (-1, 1, -1, 1) + (width, 0, width, 0)
     polygons = picture.polygons and _mirrored(picture.polygons, (-1, 1), (width, 0))
-    return Picture(cv2.flip(picture.image, 1), picture.classes, _float(boxes[:, [2, 1, 0, 3]]), polygons)
+    return Picture(cv2.flip(picture.image, 1), picture.classes, boxes_left_right(picture.boxes, width), polygons)
 
 
 def flip_up_down(picture: Picture) -> Picture:
     height = picture.size[0]
-    boxes = picture.boxes * (1, -1, 1, -1) + (0, height, 0, height)
     polygons = picture.polygons and _mirrored(picture.polygons, (1, -1), (0, height))
-    return Picture(cv2.flip(picture.image, 0), picture.classes, _float(boxes[:, [0, 3, 2, 1]]), polygons)
+    return Picture(cv2.flip(picture.image, 0), picture.classes, boxes_up_down(picture.boxes, height), polygons)
+
+
+def boxes_left_right(boxes: Floats, width: int) -> Floats:
+    """(n, 4) xyxy boxes of the mirrored image."""
+    return _float((boxes * (-1, 1, -1, 1) + (width, 0, width, 0))[:, [2, 1, 0, 3]])
+
+
+def boxes_up_down(boxes: Floats, height: int) -> Floats:
+    """(n, 4) xyxy boxes of the image turned upside down."""
+    return _float((boxes * (1, -1, 1, -1) + (0, height, 0, height))[:, [0, 3, 2, 1]])
 
 
 def _mirrored(polygons: Polygons, sign: tuple[int, int], shift: tuple[int, int]) -> Polygons:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,30 +13,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import copy_paste, flip_left_right, flip_up_down, hsv, mixup, mosaic, paste_in
-from data.geometry import fitted_size, letterbox, random_affine, resize
+from data.batch import Sample
+from data.compose import Composer
+from data.draw import Easel, write_planes
+from data.geometry import GREY, fitted_size, letterbox, place, random_affine, resize
 from data.labels import Labels
-from data.picture import Image, Picture, Polygons, Size
-from data.sampler import Key
+from data.picture import Floats, Image, Picture, Polygons, Size
+from data.sampler import EvalKey, Key
+from data.scene import Scene
 from data.ssd import ssd
 from data.store import ImageStore, Loaded
 from data.view import View
 from utils.hyp import Hyp
-from utils.opencv import cv2
 from utils.reproduce import sample_rng
-from utils.types import Batch, Frame
+from utils.types import Frame
 
 PASTED_FROM = 4  # images whose objects `paste_in` may take: each has to be loaded
-
-
-class Sample(NamedTuple):
-    """One image on its way into a batch."""
-
-    image: Tensor  # (3, H, W) uint8 RGB
-    targets: Tensor  # (n, 5) class, x, y, w, h in [0, 1]
-    path: str
-    frame: Frame | None = None
-    coin: float = 0.0  # in [0, 1); chance for what is done to a whole batch
-    labelled: bool = True  # False: nothing is known of it, not even that it is empty
 
 
 class LabelledImages(Dataset):
@@ -54,6 +46,19 @@ class LabelledImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, key: Any) -> Sample:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[Sample]:
+        """The samples of keys of one size, drawn into one tensor, which `collate` then takes as it is."""
+        size: Size = keys[0].size
+        images, easel = torch.empty((len(keys), 3, *size), dtype=torch.uint8), Easel(size)
+        return [self.sample(key, image, easel) for key, image in zip(keys, images, strict=True)]
+
+    def sample(self, key: Any, image: Tensor, easel: Easel) -> Sample:
+        """Draws what a key stands for into `image`, (3, H, W) uint8 RGB, which is the sample's."""
+        raise NotImplementedError
 
     @property
     def paths(self) -> Sequence[str]:
@@ -100,29 +105,64 @@ class TrainImages(LabelledImages):
         self.size = size
         self.seed = seed
         self.augment = augment
+        self._composer = Composer(labels, hyp, size)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def sample(self, key: Key, image: Tensor, easel: Easel) -> Sample:
+        rng = self.rng(key)
+        found = self._drawn(key, rng, image, easel) if self.composes else None
+        if found is None:
+            rng = self.rng(key)  # from the beginning: the picture is the scene's, but for what went bad
+            picture = self.augmented(key, rng) if self.augment else self.view.fit(self.picture(key.index), key.size)
+            write_planes(picture.image, image.numpy())
+            found = to_targets(picture.classes, picture.boxes, picture.size)
+        return Sample(image, found, self.paths[key.index], coin=rng.random(), labelled=self.labelled(key.index))
+
+    def rng(self, key: Key) -> Generator:
+        """Chance of a sample: first its scene, or its picture, is drawn from it, then its coin."""
         # a further showing of an image in the same epoch has numbers of its own
-        rng = sample_rng(self.seed, key.epoch, key.index + key.repeat * len(self))
-        picture = self.augmented(key, rng) if self.augment else self.view.fit(self.picture(key.index), key.size)
-        image, targets = to_tensor(picture.image), to_targets(picture)
-        return Sample(image, targets, self.paths[key.index], coin=rng.random(), labelled=self.labelled(key.index))
+        return sample_rng(self.seed, key.epoch, key.index + key.repeat * len(self))
 
     def labelled(self, index: int) -> bool:
         return index < self.labels.labelled
 
+    @property
+    def composes(self) -> bool:
+        """Whether samples are drawn from scenes; otherwise, as pictures that go from augmentation to augmentation."""
+        return self.augment and self._composer.suffices
+
+    @property
+    def pixel_keys(self) -> tuple[str, ...]:
+        """The keys of the recipe for which it does not compose."""
+        return self._composer.pixel_keys
+
+    def scene(self, key: Key, rng: Generator) -> Scene:
+        """What a sample shows, where the recipe `composes`; no image is read."""
+        return self._composer.scene(key, rng)
+
+    def _drawn(self, key: Key, rng: Generator, image: Tensor, easel: Easel) -> Tensor | None:
+        """Draws a scene and gives its targets; None where a file went bad, so that its labels would be wrong."""
+        scene = self.scene(key, rng)
+        needed = {tile.index for layer in scene.layers for tile in layer.tiles}
+        loaded = {index: self.store.load(index) for index in needed}
+        if not all(one.readable for one in loaded.values()):
+            return None
+        easel.draw(scene, lambda index: loaded[index].image, image.numpy())
+        return to_targets(scene.classes, scene.boxes, scene.size)
+
     def augmented(self, key: Key, rng: Generator) -> Picture:
-        """The picture of a key after every augmentation of the recipe."""
+        """The picture of a key after every augmentation of the recipe, one after the other."""
         hyp = self.hyp
+        partners = self._composer.partners
         if key.mosaic and rng.random() < hyp.mosaic:
-            picture = self._mosaic(key.index, rng)
+            picture = self._mosaic(key.index, key.pool, rng)
             if rng.random() < hyp.mixup:
-                picture = mixup(picture, self._mosaic(self._partners(key.index, 1, rng)[0], rng), rng)
+                (other,) = partners(key.index, 1, key.pool, rng)
+                picture = mixup(picture, self._mosaic(other, key.pool, rng), rng)
         else:
             picture = random_affine(self._alone(key, rng), key.size, hyp, rng)
         # chance is drawn only where it decides something: recipes without this key stay as they were
         if key.mosaic and hyp.paste_in and self.labelled(key.index) and rng.random() < hyp.paste_in:
-            sources = [self.picture(index) for index in self._partners(key.index, PASTED_FROM, rng)]
+            sources = [self.picture(index) for index in partners(key.index, PASTED_FROM, key.pool, rng)]
             picture = paste_in(picture, sources, rng)
         picture = picture._replace(image=hsv(picture.image, hyp.hsv_h, hyp.hsv_s, hyp.hsv_v, rng))
         if rng.random() < hyp.flipud:
@@ -138,27 +178,25 @@ class TrainImages(LabelledImages):
         picture = self.view.fit(picture, key.size, smooth=self.hyp.expand > 0)
         return copy_paste(picture, self.hyp.copy_paste, rng)
 
-    def _mosaic(self, index: int, rng: Generator) -> Picture:
+    def _mosaic(self, index: int, pool: Sequence[int], rng: Generator) -> Picture:
         """This image and three others, warped."""
-        others = self._partners(index, 3, rng)
+        others = self._composer.partners(index, 3, pool, rng)
         pictures = [self.picture(i) for i in rng.permutation([index, *others]).tolist()]
         picture = copy_paste(mosaic(pictures, self.size, rng), self.hyp.copy_paste, rng)
         return random_affine(picture, self.size, self.hyp, rng)
-
-    def _partners(self, index: int, count: int, rng: Generator) -> list[int]:
-        """What an image is mixed with: like with like, so that a sample is wholly labelled or not at all."""
-        first, last = (0, self.labels.labelled) if self.labelled(index) else (self.labels.labelled, len(self))
-        partners: list[int] = rng.integers(first, last, size=count).tolist()
-        return partners
 
 
 class EvalImages(LabelledImages):
     """Images as they are, letterboxed or stretched; targets and frames are exact."""
 
-    def __getitem__(self, key: tuple[int, Size]) -> Sample:
+    def sample(self, key: EvalKey, image: Tensor, easel: Easel) -> Sample:
         index, size = key
         loaded = self.store.load(index)
-        image, placement = letterbox(loaded.image, size, enlarge=False)
+        placement = place((loaded.image.shape[0], loaded.image.shape[1]), size, enlarge=False)
+        inner = resize(loaded.image, placement.inner, smooth=False)
+        image.fill_(GREY)
+        rows, columns = (slice(low, low + side) for low, side in zip(placement[1:3], placement.inner, strict=True))
+        write_planes(inner, image.numpy()[:, rows, columns])
         rows = self.labels[index] if loaded.readable else self.labels.rows[:0]
         inner = np.array(placement.inner[::-1], dtype=np.float64)  # width, height
         whole = np.array(size[::-1], dtype=np.float64)
@@ -166,7 +204,7 @@ class EvalImages(LabelledImages):
         targets[:, 1:3] = (targets[:, 1:3] * inner + (placement.left, placement.top)) / whole
         targets[:, 3:5] = targets[:, 3:5] * inner / whole
         frame = self.view.frame(loaded.original, placement)
-        return Sample(to_tensor(image), torch.from_numpy(targets.astype(np.float32)), self.paths[index], frame)
+        return Sample(image, torch.from_numpy(targets.astype(np.float32)), self.paths[index], frame)
 
 
 def boxes_in_pixels(rows: NDArray[np.float32], loaded: Loaded) -> NDArray[np.float32]:
@@ -188,67 +226,13 @@ def prepare(image: Image, size: Size, view: View | None = None) -> tuple[Tensor,
 def to_tensor(image: Image) -> Tensor:
     """(H, W, 3) BGR -> (3, H, W) RGB."""
     planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
-    for channel in range(3):  # three times as fast as a transposed copy
-        cv2.extractChannel(image, 2 - channel, planes[channel])
+    write_planes(image, planes)
     return torch.from_numpy(planes)
 
 
-def to_targets(picture: Picture) -> Tensor:
-    """(n, 5) class, x, y, w, h in [0, 1]; boxes are cut at the borders of the image."""
-    height, width = picture.size
+def to_targets(classes: Floats, boxes: Floats, size: Size) -> Tensor:
+    """(n,) and (n, 4) xyxy pixels -> (n, 5) class, x, y, w, h in [0, 1]; boxes are cut at the image's borders."""
+    height, width = size
     scale = np.array((width, height), dtype=np.float32)
-    low, high = (np.clip(picture.boxes[:, part] / scale, 0, 1) for part in (slice(0, 2), slice(2, 4)))
-    targets = np.concatenate((picture.classes[:, None], (low + high) / 2, high - low), axis=1)
-    return torch.from_numpy(targets.astype(np.float32))
-
-
-# -- batches ----------------------------------------------------------------------------------------------------------
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size as a batch."""
-    numbers = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.targets) for s in samples]))
-    targets = torch.cat([sample.targets for sample in samples])
-    frames = tuple(sample.frame for sample in samples if sample.frame is not None)
-    return Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        targets=torch.cat((numbers[:, None].to(targets.dtype), targets), dim=1),
-        labelled=torch.tensor([sample.labelled for sample in samples], dtype=torch.bool),
-        paths=tuple(sample.path for sample in samples),
-        frames=frames,
-    )
-
-
-def collate_quad(samples: Sequence[Sample]) -> Batch:
-    """Groups of four become one image of twice the height and width: the four side by side, or one of them enlarged.
-
-    An incomplete group is enlarged one by one, so that nothing is lost. Of labelled and unlabelled samples the labelled
-    come first, so that at most one group has both; of that group chance enlarges one: side by side, labelled ones would
-    have to be taught as if nothing were known of them.
-    """
-    samples = sorted(samples, key=lambda sample: not sample.labelled)  # keeps their order otherwise
-    merged = []
-    for start in range(0, len(samples), 4):
-        group = samples[start : start + 4]
-        if len(group) < 4:
-            merged += [_enlarged(sample) for sample in group]
-        elif group[0].labelled != group[-1].labelled:
-            merged.append(_enlarged(min(group, key=lambda sample: sample.coin)))
-        else:
-            merged.append(_enlarged(group[0]) if group[0].coin < 0.5 else _tiled(group))
-    return collate(merged)
-
-
-def _enlarged(sample: Sample) -> Sample:
-    image = torch.nn.functional.interpolate(sample.image[None].float(), scale_factor=2.0, mode="bilinear")[0]
-    return sample._replace(image=image.round().to(torch.uint8))
-
-
-def _tiled(group: Sequence[Sample]) -> Sample:
-    """Four images as two rows of two."""
-    rows = [torch.cat([sample.image for sample in group[start : start + 2]], dim=2) for start in (0, 2)]
-    targets = []
-    for index, sample in enumerate(group):
-        shift = torch.tensor((0, index % 2, index // 2, 0, 0))
-        targets.append((sample.targets + shift) * torch.tensor((1, 0.5, 0.5, 0.5, 0.5)))
-    return group[0]._replace(image=torch.cat(rows, dim=1), targets=torch.cat(targets))
+    low, high = (np.clip(boxes[:, part] / scale, 0, 1) for part in (slice(0, 2), slice(2, 4)))
+    return torch.from_numpy(np.concatenate((classes[:, None], (low + high) / 2, high - low), axis=1, dtype=np.float32))

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from data import substitutes
 from data.picture import Floats, Image, Picture, Polygons, Size, clip
-from utils.opencv import cv2
+from utils.opencv import AVAILABLE, cv2
 from utils.types import Frame
 
 Region = tuple[int, int, int, int]  # left, top, right, bottom, pixels
@@ -50,6 +51,8 @@ def resize(image: Image, size: Size, smooth: bool) -> Image:
     if original == tuple(size):
         return image
     shrinks = size[0] <= original[0] and size[1] <= original[1]
+    if not AVAILABLE:
+        return substitutes.resize(image, size, smooth and shrinks)
     method = cv2.INTER_AREA if smooth and shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (size[1], size[0]), interpolation=method)
 
@@ -80,7 +83,9 @@ def letterbox(image: Image, size: Size, enlarge: bool = True, smooth: bool = Fal
     inner = resize(image, placement.inner, smooth)
     _, top, left, bottom, right = placement
     if top or left or bottom or right:
-        inner = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(GREY,) * 3)
+        padded = np.full((*size, 3), GREY, dtype=np.uint8)
+        padded[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+        inner = padded
     return inner, placement
 
 
@@ -177,11 +182,15 @@ def warp_boxes(boxes: Floats, matrix: NDArray[np.float64]) -> Floats:
 
 
 def warp_image(image: Image, matrix: NDArray[np.float64], size: Size) -> Image:
-    """Bilinear, grey where there was nothing."""
+    """Bilinear, grey where there was nothing; the matrix is one of edges, as for boxes."""
+    # OpenCV's is one of pixel centres, and a pixel's centre lies half a pixel behind its edge
+    to_edges, to_centres = np.eye(3), np.eye(3)
+    to_edges[:2, 2], to_centres[:2, 2] = 0.5, -0.5
+    centres = to_centres @ matrix @ to_edges
     shape, grey = (size[1], size[0]), (GREY,) * 3
     if matrix[2, 0] or matrix[2, 1]:
-        return cv2.warpPerspective(image, matrix, shape, borderValue=grey)
-    return cv2.warpAffine(image, matrix[:2], shape, borderValue=grey)
+        return cv2.warpPerspective(image, centres, shape, borderValue=grey)
+    return cv2.warpAffine(image, centres[:2], shape, borderValue=grey)
 
 
 def random_affine(picture: Picture, size: Size, hyp: Warp, rng: Generator) -> Picture:

@@ -28,7 +28,7 @@ ARRAYS = ("kept", "shapes", "rows", "offsets", "points", "point_offsets")
 def cache_path(images: Sequence[str], source: str) -> Path:
     """`labels/train.cache.npz` for the folder `images/train`; lists have a name of their own."""
     folder = Path(label_path(images[0])).parent
-    return folder.parent / f"{_named_after(folder, source)}.cache.npz"
+    return folder.parent / f"{named_after(folder, source)}.cache.npz"
 
 
 def load(path: Path, images: Sequence[str], key: str) -> Scanned | None:
@@ -73,7 +73,7 @@ def save(path: Path, images: Sequence[str], key: str, scanned: Scanned) -> None:
 def unlabelled_cache_path(images: Sequence[str], source: str) -> Path:
     """`images/pool.unlabelled.cache.npz` beside the folder `images/pool`: there may be no folder of labels."""
     folder = Path(images[0]).parent
-    return folder.parent / f"{_named_after(folder, source)}.unlabelled.cache.npz"
+    return folder.parent / f"{named_after(folder, source)}.unlabelled.cache.npz"
 
 
 def content_key(images: Sequence[str], num_classes: int | None, labelled: bool = True) -> str:
@@ -93,7 +93,7 @@ def content_key(images: Sequence[str], num_classes: int | None, labelled: bool =
     return digest.hexdigest()
 
 
-def _named_after(folder: Path, source: str) -> str:
+def named_after(folder: Path, source: str) -> str:
     """The folder's name, and more where images come from elsewhere too."""
     same = Path(source).name == folder.name
     return folder.name if same else f"{folder.name}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"

@@ -87,6 +87,17 @@ class Labels:
         """(num_classes,) boxes of each class."""
         return np.bincount(self.rows[:, 0].astype(np.int64), minlength=num_classes)
 
+    def keep(self, kept: NDArray[np.bool_]) -> Labels:
+        """Without the rows that a mask (N,) leaves out; images stay."""
+        corners = np.diff(self.point_offsets)  # (N,) of each row
+        return replace(
+            self,
+            rows=self.rows[kept],
+            offsets=_offsets(np.bincount(self.image_of_row[kept], minlength=len(self))),
+            points=self.points[np.repeat(kept, corners)],
+            point_offsets=_offsets(corners[kept]),
+        )
+
     def as_single_class(self) -> Labels:
         """The same boxes, all of class 0."""
         rows = self.rows.copy()
@@ -107,6 +118,10 @@ class Labels:
     def report(self) -> str:
         """Everything that was skipped, a line each."""
         return "\n".join(map(str, self.problems))
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
 def read_labels(images: Sequence[str], num_classes: int | None, source: str, where: str) -> Labels:

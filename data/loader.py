@@ -12,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader
 
-from data.dataset import EvalImages, LabelledImages, Sample, TrainImages, collate, collate_quad
+from data.batch import Sample, collate, collate_quad
+from data.dataset import EvalImages, LabelledImages, TrainImages
 from data.labels import Labels, read_labels, require_boxes
 from data.picture import Size
 from data.sampler import EvalSampler, TrainSampler, rectangles, squares, weigh_images
@@ -20,7 +21,7 @@ from data.spec import DataSpec
 from data.unlabelled import with_unlabelled
 from data.view import View, open_images
 from utils.hyp import Hyp
-from utils.opencv import cv2
+from utils.opencv import one_thread
 from utils.types import Batch
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Loader:
         self.sampler = sampler
         self.stride = stride
         self.image_size = image_size
+        self.workers = workers
         forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
         self._loader = DataLoader(
             dataset,
@@ -98,6 +100,7 @@ def train_loader(
     quad: bool = False,
     augment: bool = True,
     unlabelled: bool = False,
+    mosaic_pool: int = 0,
     pin_memory: bool = False,
 ) -> TrainLoader:
     """Batches of the training images.
@@ -110,28 +113,30 @@ def train_loader(
         quad: four images as one of twice the height and width.
         augment: False only letterboxes, or stretches.
         unlabelled: an epoch has the data set's unlabelled images too, if it has any; `Batch.labelled` tells them apart.
+        mosaic_pool: images are mixed with so many that their process has lately loaded, see `Pools`; 0, and where none
+            has to be decoded again: with all.
 
     Raises:
         UserError: no usable image, or no box at all.
     """
     labels = _training_labels(spec, single_class, unlabelled)
-    labels, store = open_images(labels, View.of(hyp), image_size, smooth=not augment, cache=cache, where="train")
+    source = " ".join(spec.sources("train") + (spec.unlabelled if labels.unlabelled else ()))
+    labels, store = open_images(
+        labels, View.of(hyp), image_size, smooth=not augment, cache=cache, where="train", source=source
+    )
     _tell_what_is_left_out(hyp, rect, image_weights)
     plan = rectangles(labels.shapes, batch_size, image_size, stride, 0.0, labels.labelled) if rect else None
     dataset = TrainImages(labels, store, spec.num_classes, hyp, size=image_size, seed=seed, augment=augment)
+    pool = 0 if store.keeps_all or rect else mosaic_pool
+    store.remember(pool + batch_size if pool else 0)
     sampler = TrainSampler(
         len(labels), batch_size, image_size, seed=seed, rank=rank, world_size=world_size, rectangles=plan,
-        labelled=labels.labelled,
+        labelled=labels.labelled, pool=pool, processes=max(1, workers),
     )  # fmt: skip
     loader = TrainLoader(
-        dataset,
-        sampler,
-        stride=stride,
-        image_size=image_size,
-        workers=workers,
-        pin_memory=pin_memory,
+        dataset, sampler, stride=stride, image_size=image_size, workers=workers, pin_memory=pin_memory,
         join=collate_quad if quad else collate,
-    )
+    )  # fmt: skip
     if image_weights and not rect:
         loader.set_image_weights(np.ones(spec.num_classes))
     return loader
@@ -168,7 +173,8 @@ def eval_loader(
     if not len(labels.rows):
         log.warning("%s: not one box in %d images; scores will be 0", split, len(labels))
     view = View() if hyp is None else View.of(hyp)
-    labels, store = open_images(labels, view, image_size, smooth=True, cache=cache, where=split)
+    source = " ".join(spec.sources(split))
+    labels, store = open_images(labels, view, image_size, smooth=True, cache=cache, where=split, source=source)
     if rect and not view.stretch:
         plan = rectangles(labels.shapes, batch_size, image_size, stride, pad)
     else:
@@ -194,7 +200,7 @@ def _tell_what_is_left_out(hyp: Hyp, rect: bool, image_weights: bool) -> None:
 
 def _labels(spec: DataSpec, split: str, single_class: bool) -> Labels:
     # before its first picture: a worker forked while OpenCV's own threads hold a lock waits for it for ever
-    cv2.setNumThreads(0)
+    one_thread()
     images = spec.images(split)
     num_classes = None if single_class else spec.num_classes
     labels = read_labels(images, num_classes, " ".join(spec.sources(split)), split)
@@ -214,5 +220,5 @@ def _training_labels(spec: DataSpec, single_class: bool, unlabelled: bool) -> La
 
 def _start_worker(_: int) -> None:
     """A worker is one of several: it takes one core."""
-    cv2.setNumThreads(0)
+    one_thread()
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.labels import Labels
 from data.picture import Size
+from data.pool import Pool, Pools
 
 Batches = list[NDArray[np.int64]]
 
@@ -23,6 +24,14 @@ class Key(NamedTuple):
     repeat: int  # how many times the epoch has shown it already
     mosaic: bool
     size: Size
+    pool: Pool = ()  # of what images it may be mixed with; empty: of all. One tuple for many keys of a batch
+
+
+class EvalKey(NamedTuple):
+    """What an image of evaluation is made from."""
+
+    index: int
+    size: Size
 
 
 class TrainSampler:
@@ -33,13 +42,18 @@ class TrainSampler:
         rectangles: the batches of --rect; otherwise they are drawn anew for every epoch.
         labelled: so many of the images, the first ones, have labels; None: all. The others are spread evenly among
             them: a batch's detection loss is a mean over its labelled images, and few of them would make it noise.
+        pool: images are mixed with so many that their process has lately loaded, see `Pools`; 0: with all. All it is
+            as well without mosaics, and with weights: partners are drawn evenly, but a pool would follow the weights.
+        processes: that load the batches of this rank.
     """
 
     def __init__(
         self, count: int, batch_size: int, size: Size, *, seed: int, rank: int = 0, world_size: int = 1,
-        rectangles: Rectangles | None = None, labelled: int | None = None,
+        rectangles: Rectangles | None = None, labelled: int | None = None, pool: int = 0, processes: int = 1,
     ) -> None:  # fmt: skip
         self.count = count
+        self.pool = pool
+        self.processes = processes
         self.labelled = count if labelled is None else labelled
         self.batch_size = batch_size
         self.size = size
@@ -60,15 +74,28 @@ class TrainSampler:
         rng = np.random.default_rng((self.seed, self.epoch))
         batches = self._shuffled(rng) if self.rectangles is None else self._rectangular(rng, self.rectangles)
         mosaic = self.mosaic and self.rectangles is None  # a mosaic has the full size
-        seen = np.zeros(self.count, dtype=np.int64)
+        seen, pools = np.zeros(self.count, dtype=np.int64), self._pools()
         # every rank walks through all batches, so that repeats are counted over all of them
         for number, (indices, size) in enumerate(batches):
-            keys = []
+            repeats = []
             for index in indices.tolist():
-                keys.append(Key(self.epoch, index, int(seen[index]), mosaic, size))
+                repeats.append(int(seen[index]))
                 seen[index] += 1
             if number % self.world_size == self.rank:
-                yield keys
+                own = indices.tolist()
+                found = pools.after(number // self.world_size, own) if pools else [()] * len(own)
+                yield [
+                    Key(self.epoch, index, repeat, mosaic, size, pool)
+                    for index, repeat, pool in zip(own, repeats, found, strict=True)
+                ]
+
+    def _pools(self) -> Pools | None:
+        if not self.pool or not self.mosaic or self.rectangles is not None or self.weights is not None:
+            return None
+        # numbers of their own: with a pool or without, the order of an epoch is the same
+        rng = np.random.default_rng((self.seed, self.epoch, self.rank, self.processes))
+        bounds = sorted({0, self.labelled, self.count})
+        return Pools(self.pool, bounds, self.processes, rng)
 
     def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[NDArray[np.int64], Size]]:
         """Batches of rank 0, 1, ... in turn."""
@@ -163,7 +190,7 @@ def weigh_images(labels: Labels, per_class: NDArray[np.float64]) -> NDArray[np.f
 
 
 class EvalSampler:
-    """Batches of (index, size) for one rank; nothing is repeated, so ranks may differ by one batch."""
+    """Batches of keys for one rank; nothing is repeated, so ranks may differ by one batch."""
 
     def __init__(self, plan: Rectangles, rank: int = 0, world_size: int = 1) -> None:
         self.plan = plan
@@ -173,6 +200,6 @@ class EvalSampler:
     def __len__(self) -> int:
         return len(range(self.rank, len(self.plan.batches), self.world_size))
 
-    def __iter__(self) -> Iterator[list[tuple[int, Size]]]:
+    def __iter__(self) -> Iterator[list[EvalKey]]:
         for number in range(self.rank, len(self.plan.batches), self.world_size):
-            yield [(index, self.plan.sizes[number]) for index in self.plan.batches[number].tolist()]
+            yield [EvalKey(index, self.plan.sizes[number]) for index in self.plan.batches[number].tolist()]

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from numpy.typing import NDArray
 
+from data.geometry import Region
 from data.picture import Floats, Size
-
-Region = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
 
 class Tile(NamedTuple):

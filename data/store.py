@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from data.geometry import GREY, fitted_size, resize
 from data.images import read_image
+from data.pack import pack_key, pack_path, read_pack, write_pack
 from data.picture import Image, Size
 from utils.dist import is_main
 from utils.errors import UserError
@@ -23,8 +26,9 @@ from utils.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-CACHES = ("", "ram", "disk")
+CACHES = ("", "ram", "disk", "packed")
 SMALL = 512e6  # bytes of pixels that are kept in memory without being asked
+REDUCTIONS = (2, 4, 8)  # at which JPEG files can be decoded
 SPARE = 1.2  # of the free memory or disk, this much must remain for each byte of cache
 
 
@@ -36,6 +40,19 @@ class Loaded(NamedTuple):
     readable: bool = True  # False: the file went bad since it was checked; the image is grey
 
 
+class Cached(NamedTuple):
+    """All n images of a store in one array."""
+
+    pixels: NDArray[np.uint8]  # BGR, one image after the other; in a pack, then one pixel of grey
+    offsets: NDArray[np.int64]  # (n + 1,) bytes at which an image begins
+    sizes: NDArray[np.int64]  # (n, 2) height, width
+    readable: NDArray[np.bool_]  # (n,) False: the file went bad since it was checked; the image is grey
+
+    def image(self, index: int) -> Image:
+        height, width = self.sizes[index].tolist()
+        return self.pixels[self.offsets[index] : self.offsets[index + 1]].reshape(height, width, 3)
+
+
 class ImageStore:
     """`store.load(index)`. The cache is filled before workers are forked, so they share its pages.
 
@@ -43,14 +60,17 @@ class ImageStore:
         shapes: (n, 2) height and width of the originals.
         size: height and width to fit into.
         smooth: average areas when shrinking (evaluation) instead of bilinear (training).
-        cache: 'ram', 'disk' (decoded originals as .npy beside the images), or '' (in memory if that takes little).
+        cache: 'ram', 'disk' (decoded originals as .npy beside the images), 'packed' (one file beside their folder, see
+            `data/pack.py`), or '' (in memory if that takes little).
+        source: what the images were named by; a pack is named after it.
     """
 
     def __init__(
-        self, paths: Sequence[str], shapes: NDArray[np.int32], size: Size, smooth: bool, cache: str, where: str
-    ) -> None:
+        self, paths: Sequence[str], shapes: NDArray[np.int32], size: Size, smooth: bool, cache: str, where: str,
+        source: str = "",
+    ) -> None:  # fmt: skip
         if cache not in CACHES:
-            raise UserError(f"--cache {cache}: expected ram or disk")
+            raise UserError(f"--cache {cache}: expected ram, disk or packed")
         self.paths = paths
         self.shapes = shapes
         self.size = size
@@ -59,35 +79,78 @@ class ImageStore:
         self._pixels = np.empty(0, dtype=np.uint8)  # of all images, one after the other
         self._offsets = np.zeros(1, dtype=np.int64)  # (n + 1,) where an image begins
         self._filled = np.zeros(len(paths), dtype=np.bool_)
+        self._recent: OrderedDict[int, Loaded] = OrderedDict()  # the latest last
+        self._remembered = 0
+        self._pack: tuple[Path, str] | None = None  # its file and its key
         if cache == "ram" or not cache:
             self._fill(where, asked=cache == "ram")
+        elif cache == "packed":
+            self._fill_pack(where, source)
 
     def load(self, index: int) -> Loaded:
         """The image; a view into the cache where there is one: not to be written into."""
         if self._filled[index]:
             height, width = self.shapes[index].tolist()
-            inner = fitted_size((height, width), self.size)
-            start = self._offsets[index]
-            pixels = self._pixels[start : start + inner[0] * inner[1] * 3]
-            return Loaded(pixels.reshape(*inner, 3), (height, width))
-        return self._read(index)
+            return Loaded(self._cached().image(index), (height, width))
+        loaded = self._recent.pop(index, None) or self._read(index)
+        if self._remembered:
+            self._recent[index] = loaded  # as the latest
+            if len(self._recent) > self._remembered:
+                self._recent.popitem(last=False)
+        return loaded
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no image has to be decoded again."""
+        return bool(self._filled.all())
+
+    def remember(self, count: int) -> None:
+        """Keeps so many images that are decoded anew, those that were asked for last; each process its own."""
+        self._remembered = count
+
+    def _cached(self) -> Cached:
+        return Cached(self._pixels, self._offsets, self.sizes, self._filled)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(n, 2) height and width of the images as they are loaded."""
+        return np.array([fitted_size((h, w), self.size) for h, w in self.shapes.tolist()], dtype=np.int64)
 
     def _read(self, index: int) -> Loaded:
-        image = self._original(index)
+        image, original = self._image(index)
         if image is None:
             height, width = self.shapes[index].tolist()
             log.warning("%s: cannot be read any more; a grey image takes its place", self.paths[index])
             grey = np.full((*fitted_size((height, width), self.size), 3), GREY, dtype=np.uint8)
             return Loaded(grey, (height, width), readable=False)
-        original = (image.shape[0], image.shape[1])
         return Loaded(resize(image, fitted_size(original, self.size), self.smooth), original)
+
+    def _image(self, index: int) -> tuple[Image | None, Size]:
+        """Decoded, as small as the file allows where that does for training, and the size of the whole."""
+        height, width = self.shapes[index].tolist()
+        reduction = self._reduction(index)
+        if reduction > 1:
+            image = read_image(self.paths[index], reduction)
+            reduced = -(-height // reduction), -(-width // reduction)
+            if image is not None and image.shape[:2] in (reduced, (height, width)):
+                return image, (height, width)
+        image = self._original(index)  # also where the file is not what it was
+        return image, (0, 0) if image is None else (image.shape[0], image.shape[1])
+
+    def _reduction(self, index: int) -> int:
+        """At which fraction of its size an image may be decoded: never smaller than it is needed.
+
+        Evaluation takes them whole, since published scores depend on it, and so does what is kept on disk.
+        """
+        if self.smooth or self.on_disk:
+            return 1
+        height, width = self.shapes[index].tolist()
+        return largest_reduction((height, width), fitted_size((height, width), self.size))
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _fill(self, where: str, asked: bool) -> None:
-        inner = np.array([fitted_size((h, w), self.size) for h, w in self.shapes.tolist()], dtype=np.int64)
-        offsets = np.concatenate(([0], np.cumsum(inner.prod(axis=1) * 3)))
-        total, free = int(offsets[-1]), free_memory()
+        total, free = self._place_all(), free_memory()
         if not asked and total > SMALL:
             return
         if free is not None and total * SPARE > free:
@@ -95,21 +158,67 @@ class ImageStore:
                 log.warning("%s: --cache ram needs %.1f GB of %.1f GB that are free; nothing is cached",
                             where, total / 1e9, free / 1e9)  # fmt: skip
             return
-        self._pixels, self._offsets = np.empty(total, dtype=np.uint8), offsets
+        self._filled = self._fill_all(np.empty(total, dtype=np.uint8), f"{where}: loading {total / 1e6:.0f} MB")
+        log.info("%s: images are kept in memory, %.0f MB", where, total / 1e6)
+
+    def _place_all(self) -> int:
+        """Decides where every image begins, where all are in one array; gives its size in bytes."""
+        self._offsets = np.concatenate(([0], np.cumsum(self.sizes.prod(axis=1) * 3)))
+        return int(self._offsets[-1])
+
+    def _fill_all(self, pixels: NDArray[np.uint8], title: str) -> NDArray[np.bool_]:
+        """Decodes all images into `pixels`, which are the store's from now on; says which of them could be read."""
+        self._pixels = pixels
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             done = pool.map(self._fill_one, range(len(self.paths)))
-            title = f"{where}: loading {total / 1e6:.0f} MB"
             bar = tqdm(done, title, len(self.paths), delay=1, disable=not is_main())
-            self._filled = np.fromiter(bar, dtype=np.bool_, count=len(self.paths))
-        log.info("%s: images are kept in memory, %.0f MB", where, total / 1e6)
+            return np.fromiter(bar, dtype=np.bool_, count=len(self.paths))
 
     def _fill_one(self, index: int) -> bool:
         loaded = self._read(index)
         start, stop = self._offsets[index], self._offsets[index + 1]
         fits = loaded.readable and loaded.original == tuple(self.shapes[index].tolist())
-        if fits:
-            self._pixels[start:stop] = loaded.image.ravel()
+        self._pixels[start:stop] = loaded.image.ravel() if fits else GREY
         return fits
+
+    # -- packed --------------------------------------------------------------------------------------------------------
+
+    def settings(self) -> str:
+        """What decides about the pixels of an image, besides its file."""
+        return f"{self.size} {self.smooth}"
+
+    @property
+    def packed(self) -> Cached | None:
+        """The pack, memory-mapped and read-only; None where there is none."""
+        return None if self._pack is None else self._cached()
+
+    def _fill_pack(self, where: str, source: str) -> None:
+        settings, total = self.settings(), self._place_all()
+        path, key = pack_path(self.paths, source, self.size, settings), pack_key(self.paths, settings)
+        found = read_pack(path, key, len(self.paths), total)
+        if found is None and room_for(path.parent, total, f"{where}: --cache packed"):
+            title = f"{where}: packing {total / 1e6:.0f} MB"
+            try:
+                write_pack(path, key, total, lambda pixels: self._fill_all(pixels, title))
+                found = read_pack(path, key, len(self.paths), total)
+            except OSError as error:
+                log.warning("%s: --cache packed: %s: %s; nothing is cached", where, path, error.strerror)
+        self._pixels = np.empty(0, dtype=np.uint8)  # of the file while it was written
+        if found is not None:
+            self._pack, (self._pixels, self._filled) = (path, key), found
+            log.info("%s: images are packed in %s, %.0f MB", where, path, total / 1e6)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers that are not forked map the pack anew: they are sent its name, not its pixels."""
+        return self.__dict__ if self._pack is None else self.__dict__ | {"_pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self._pack is not None:
+            found = read_pack(*self._pack, len(self.paths), int(self._offsets[-1]))
+            if found is None:
+                raise UserError(f"{self._pack[0]}: changed while it was in use; start again")
+            self._pixels = found.pixels
 
     # -- disk ----------------------------------------------------------------------------------------------------------
 
@@ -133,15 +242,24 @@ class ImageStore:
 
     def _disk_suffices(self, where: str) -> bool:
         needed = int(self.shapes.astype(np.int64).prod(axis=1).sum()) * 3
-        folder = Path(self.paths[0]).parent
-        if not os.access(folder, os.W_OK):
-            log.warning("%s: --cache disk: %s cannot be written to; nothing is cached", where, folder)
-            return False
-        free = shutil.disk_usage(folder).free
-        if needed * SPARE > free:
-            log.warning("%s: --cache disk needs %.1f GB of %.1f GB that are free; nothing is cached",
-                        where, needed / 1e9, free / 1e9)  # fmt: skip
-        return needed * SPARE <= free
+        return room_for(Path(self.paths[0]).parent, needed, f"{where}: --cache disk")
+
+
+def largest_reduction(original: Size, size: Size) -> int:
+    """The largest of 1, 2, 4, 8 by which both sides may be divided without falling below a size."""
+    factor = min(original[0] // size[0], original[1] // size[1])
+    return max((reduction for reduction in REDUCTIONS if reduction <= factor), default=1)
+
+
+def room_for(folder: Path, needed: int, what: str) -> bool:
+    """Whether so many bytes may be written there; a warning says so where they may not."""
+    if not os.access(folder, os.W_OK):
+        log.warning("%s: %s cannot be written to; nothing is cached", what, folder)
+        return False
+    free = shutil.disk_usage(folder).free
+    if needed * SPARE > free:
+        log.warning("%s needs %.1f GB of %.1f GB that are free; nothing is cached", what, needed / 1e9, free / 1e9)
+    return needed * SPARE <= free
 
 
 def free_memory() -> float | None:

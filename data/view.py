@@ -114,17 +114,7 @@ def _cropped(labels: Labels, regions: NDArray[np.int64]) -> Labels:
     corners = np.diff(labels.point_offsets)  # (N,) of each row
     row = np.repeat(np.arange(len(rows)), corners)
     points = ((labels.points * sides[row] - region[row, :2]) / inner[row]).clip(0, 1)
-    return replace(
-        labels,
-        rows=rows[kept].astype(np.float32),
-        offsets=_offsets(np.bincount(labels.image_of_row[kept], minlength=len(labels))),
-        points=points[kept[row]].astype(np.float32),
-        point_offsets=_offsets(corners[kept]),
-    )
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+    return replace(labels, rows=rows.astype(np.float32), points=points.astype(np.float32)).keep(kept)
 
 
 class ViewStore(ImageStore):
@@ -136,15 +126,21 @@ class ViewStore(ImageStore):
 
     def __init__(
         self, paths: Sequence[str], originals: NDArray[np.int32], view: View, size: Size, smooth: bool, cache: str,
-        where: str,
+        where: str, source: str = "",
     ) -> None:  # fmt: skip
         self.view = view
         self.originals = originals
-        super().__init__(paths, view.shapes(originals, size), size, smooth, cache, where)
+        super().__init__(paths, view.shapes(originals, size), size, smooth, cache, where, source)
 
     def load(self, index: int) -> Loaded:
         height, width = self.originals[index].tolist()
         return super().load(index)._replace(original=(height, width))
+
+    def settings(self) -> str:
+        return f"{super().settings()} {self.view}"
+
+    def _reduction(self, index: int) -> int:
+        return 1  # what is shown of an image is counted in its own pixels
 
     def _original(self, index: int) -> Image | None:
         image = super()._original(index)
@@ -152,10 +148,10 @@ class ViewStore(ImageStore):
 
 
 def open_images(
-    labels: Labels, view: View, size: Size, *, smooth: bool, cache: str, where: str
+    labels: Labels, view: View, size: Size, *, smooth: bool, cache: str, where: str, source: str = ""
 ) -> tuple[Labels, ImageStore]:
-    """Labels and images of what a view shows, at one size; `smooth`, `cache` and `where` as in `ImageStore`."""
+    """Labels and images of what a view shows, at one size; the rest is as in `ImageStore`."""
     if view == View():
-        return labels, ImageStore(labels.paths, labels.shapes, size, smooth=smooth, cache=cache, where=where)
-    store = ViewStore(labels.paths, labels.shapes, view, size, smooth, cache, where)
+        return labels, ImageStore(labels.paths, labels.shapes, size, smooth, cache, where, source)
+    store = ViewStore(labels.paths, labels.shapes, view, size, smooth, cache, where, source)
     return view.labels(labels, size, where), store

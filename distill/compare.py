@@ -16,7 +16,7 @@ from torch import nn
 from models.summary import count_parameters, gflops
 from utils.files import megabytes, write_text
 from utils.metrics import Evaluation, agreement
-from utils.pictures import Panel, read, sheet
+from utils.pictures import Panel, drawable, read, sheet
 
 if TYPE_CHECKING:
     from models.yolo import Model
@@ -95,7 +95,7 @@ def conclude(
     text = table(contenders, agreement(student, teacher, conf=SURE) if student and teacher else None, all_classes)
     write_text(folder / "comparison.txt", f"{text}\n")
     lines = [text, "", f"results: {folder}", f"scores of each: {write_metrics(folder / 'metrics.json', contenders)}"]
-    if picture and any(found.values()):
+    if picture and any(found.values()) and drawable():
         lines.append(f"student beside teacher: {beside(found, names, folder / 'comparison.jpg')}")
     return "\n".join(lines)
 

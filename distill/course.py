@@ -75,17 +75,14 @@ class Course(nn.Module):
         self.labeller = labeller
         self.suffix = suffix
         self.guide_strides = tuple(head_strides(guide.head))
+        # term name -> "outputs" or "features", and the method's name
+        self.kinds: dict[str, tuple[str, str]] = {f"kd_{name}{suffix}": ("outputs", name) for name in outputs}
+        self.kinds |= {pair.name + suffix: ("features", pair.method) for pair in pairs}
         self.active: Collection[str] = self.term_names  # the terms that count in this epoch
 
     @property
     def guide(self) -> Guide:
         return self._guide[0]
-
-    @property
-    def kinds(self) -> dict[str, tuple[str, str]]:
-        """Term name -> "outputs" or "features", and the method's name."""
-        kinds = {f"kd_{name}{self.suffix}": ("outputs", name) for name in self.outputs}
-        return kinds | {pair.name + self.suffix: ("features", pair.method) for pair in self._pairs()}
 
     @property
     def term_names(self) -> tuple[str, ...]:

@@ -45,6 +45,10 @@ class Average(nn.Module):
         head: nn.Module = self.model.head
         return head
 
+    def networks(self) -> list[nn.Module]:
+        """What is run in each step."""
+        return [self]
+
     def follow(self, model: nn.Module) -> None:
         """One step towards `model`."""
         self._ema[0].update(model)
@@ -89,6 +93,10 @@ class OnlineTeacher(nn.Module):
     def head(self) -> nn.Module:
         head: nn.Module = self.model.head
         return head
+
+    def networks(self) -> list[nn.Module]:
+        """What is run in each step."""
+        return [self.model] if self.average is None else [self.model, self.average]
 
     def learn(self, active: bool) -> None:
         """Whether it learns or rests; what has never asked for a gradient (the bins of DFL) does not in either case."""

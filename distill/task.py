@@ -113,6 +113,10 @@ class DistillationTask(nn.Module):
         theirs = {id(parameter) for group in apart for parameter in group}
         return [[parameter for parameter in self.parameters() if id(parameter) not in theirs], *apart]
 
+    def networks(self) -> list[nn.Module]:
+        """The student, and all guides."""
+        return [self.model, *(network for course in self._courses() for network in course.guide.networks())]
+
     def after_step(self) -> None:
         """Averages follow what they average."""
         for course in self._courses():

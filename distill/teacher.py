@@ -78,6 +78,10 @@ class Teacher(nn.Module):
         """Stays in eval mode, whatever is asked."""
         return super().train(False)
 
+    def networks(self) -> list[nn.Module]:
+        """What is run in each step."""
+        return [self]
+
     @torch.no_grad()  # not inference_mode: losses save these tensors for their backward pass
     def forward(self, images: Tensor, layers: Sequence[int] = (), want_prediction: bool = True) -> Shown:
         """The raw prediction and the outputs of `layers`, in the asked order, in the teacher's own precision.

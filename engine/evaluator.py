@@ -7,8 +7,8 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from engine.classes import shared_classes
 from engine.precision import autocast, cpu_has_bf16
+from models.inference import for_inference
 from utils.boxes import clip, to_original, xywh_to_xyxy
-from utils.metrics import ConfusionMatrix, Evaluation, Metric, evaluate, match
-from utils.nms import highest_scores, non_max_suppression
-from utils.types import Batch, Prediction
+from utils.matching import Metric, match
+from utils.metrics import ConfusionMatrix, Evaluation, evaluate
+from utils.nms import confident_rows, finite_rows, highest_scores, suppressed
+from utils.types import Batch, DecodedRows, Prediction
 
 if TYPE_CHECKING:
     from models.yolo import Model
@@ -56,19 +58,19 @@ class Report:
 class Evaluator:
     """Scores models on one loader: `evaluator(model)` returns a `Report`.
 
-    Detections are matched in pixels of the original images. A model that knows other classes than the data is scored
-    on those whose names agree.
+    What runs is a copy of the model in its form for inference, as it would be deployed (`models.inference`). Detections
+    are matched in pixels of the original images. A model that knows other classes than the data is scored on those
+    whose names agree.
 
     Args:
         loader: yields `Batch` with frames.
         conf, iou, max_det: of the non-maximum suppression; `iou` None is what each model's family is scored with.
             Models that need no suppression (`head.nms_free`) have none, unless passes of several sizes are merged.
-        half: float16 on CUDA, bfloat16 on CPUs that have it; decoding stays in float32.
+        half: float16 on CUDA, bfloat16 on CPUs that have it; the head's last convolutions and decoding stay in float32.
         augment: test-time augmentation.
         single_class: every object is of class 0, whatever the model calls it.
         names: the classes of the data.
         metric: how mAP is counted, see `utils.metrics`: as in the family of the student, for whatever is beside it.
-        fuse: runs a copy of the model whose batch norms are folded into its convolutions, as it would be deployed.
         collect: keeps the detections of every image in the report.
     """
 
@@ -85,7 +87,6 @@ class Evaluator:
         single_class: bool = False,
         names: Sequence[str],
         metric: Metric = "yolov5",
-        fuse: bool = False,
         collect: bool = False,
     ) -> None:
         self.loader = loader
@@ -98,7 +99,6 @@ class Evaluator:
         self.single_class = single_class
         self.names = tuple(names)
         self.metric = metric
-        self.fuse = fuse
         self.collect = collect
 
     def __call__(self, model: nn.Module, criterion: nn.Module | None = None, progress: bool = True) -> Report:
@@ -115,10 +115,8 @@ class Evaluator:
             raise ValueError("a loss is of one pass, not of an augmented one")
         detector = cast("Model", model)
         known = None if self.single_class else shared_classes(detector.names, detector.named, self.names)
-        with _evaluating(model), torch.no_grad():
-            running = detector
-            if self.fuse:
-                running = copy.deepcopy(detector).fuse().to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            running = for_inference(copy.deepcopy(detector).eval(), self.device, self.precision)
             return self._run(running, known, criterion, progress)
 
     def _run(
@@ -138,18 +136,17 @@ class Evaluator:
                 clock.lap(0)
                 decoded, terms = self._forward(model, moved, criterion)
                 clock.lap(1)
-                not_finite += int((~decoded.isfinite()).flatten(1).any(dim=1).sum())
+                not_finite += len(decoded.image[~finite_rows(decoded)].unique())
                 found = self._select(decoded, known, overlap)
                 clock.lap(2)
 
                 for name, value in terms.items():
                     losses[name] = losses.get(name, 0.0) + float(value) * len(batch.images)
                 images += len(batch.images)
-                for detections, labelled in zip(self._in_originals(batch, found), batch.labelled.tolist(), strict=True):
-                    if labelled:
-                        tally.add(detections)
-                    if self.collect:
-                        kept.append(detections)
+                detections = list(self._in_originals(batch, found))
+                tally.add(list(compress(detections, batch.labelled.tolist())))
+                if self.collect:
+                    kept += detections
                 bar.set_postfix_str(f"{1000 / max(sum(clock.milliseconds), 1e-6):.1f} images/s", False)
         if not_finite:
             log.warning(
@@ -165,18 +162,20 @@ class Evaluator:
             detections=tuple(kept),
         )
 
-    def _forward(self, model: Model, batch: Batch, criterion: nn.Module | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Decoded boxes (B, N, 5 + C) in float32, and the criterion's terms."""
+    def _forward(
+        self, model: Model, batch: Batch, criterion: nn.Module | None
+    ) -> tuple[DecodedRows, dict[str, Tensor]]:
+        """The decoded rows that may count, and the criterion's terms."""
         with autocast(self.device, self.precision):
             if self.augment:
-                return model.predict(batch.images, augment=True), {}
+                return confident_rows(model.predict(batch.images, augment=True), self.conf), {}
             prediction = cast(Prediction, model(batch.images))
-        # a bfloat16 pixel coordinate of 500 is off by up to 2: everything after the convolutions is float32
         prediction = prediction._replace(levels=tuple(level.float() for level in prediction.levels))
         head: Any = model.head
-        return head.decode(prediction.levels), criterion(prediction, batch) if criterion is not None else {}
+        decoded = head.decode_confident(prediction.levels, self.conf)
+        return decoded, criterion(prediction, batch) if criterion is not None else {}
 
-    def _select(self, decoded: Tensor, known: list[tuple[int, int]] | None, overlap: float | None) -> list[Tensor]:
+    def _select(self, decoded: DecodedRows, known: list[tuple[int, int]] | None, overlap: float | None) -> list[Tensor]:
         """Detections (n, 6) of each image in pixels of the tensor, on the CPU; classes are those of the data.
 
         Args:
@@ -184,12 +183,12 @@ class Evaluator:
         """
         if known is not None:
             columns = [0, 1, 2, 3, 4, *(5 + own for own, _ in known)]
-            decoded = decoded[..., columns]
-        several = decoded.shape[-1] > 6
+            decoded = decoded._replace(rows=decoded.rows[:, columns])
+        several = decoded.rows.shape[1] > 6
         if overlap is None:
             found = highest_scores(decoded, self.conf, self.max_det, multi_label=several and not self.single_class)
         else:
-            found = non_max_suppression(
+            found = suppressed(
                 decoded, self.conf, overlap, self.max_det, multi_label=several, agnostic=self.single_class
             )
         found = [detections.cpu() for detections in found]
@@ -224,10 +223,11 @@ class _Tally:
         self.confusion = ConfusionMatrix(len(names))
         self.stats: list[tuple[Any, ...]] = []
 
-    def add(self, one: Detections) -> None:
-        found, labels = torch.from_numpy(one.found), torch.from_numpy(one.labels)
-        self.stats.append((match(found, labels, metric=self.metric), found[:, 4], found[:, 5], labels[:, 0]))
-        self.confusion.update(found, labels)
+    def add(self, images: Sequence[Detections]) -> None:
+        found, labels = [one.found for one in images], [one.labels for one in images]
+        for own, there, right in zip(found, labels, match(found, labels, metric=self.metric), strict=True):
+            self.stats.append((right, own[:, 4], own[:, 5], there[:, 0]))
+            self.confusion.update(own, there)
 
     def evaluation(self) -> Evaluation:
         return evaluate(self.stats, self.names, self.metric)
@@ -266,18 +266,6 @@ class _Clock:
             for stage in range(self.STAGES)
         )
         return pre, inference, suppression
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was in, frozen batch norms included."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _half_precision(device: torch.device) -> torch.dtype | None:

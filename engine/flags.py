@@ -170,12 +170,25 @@ TRAIN_FLAGS: Groups = (
             _switch("--image-weights", "draw images of badly detected classes more often"),
             _flag(
                 "--cache",
-                "keep decoded images in ram or on disk",
+                "keep decoded images in ram, on disk, or packed: in one file at the size of training",
                 also="--cache-images",
-                type=_one_of("ram", "disk"),
+                type=_one_of("ram", "disk", "packed"),
                 nargs="?",
                 const="ram",
-                metavar="ram|disk",
+                metavar="ram|disk|packed",
+            ),
+            _flag(
+                "--mosaic-pool",
+                "where images are decoded anew, mosaics are made of the last N that the worker decoded (64); 0: of all",
+                type=_number(int, low=0),
+                metavar="N",
+            ),
+            _flag(
+                "--augment-on",
+                "where training images are drawn: cpu, device, or auto (default): the device where that is a GPU and "
+                "the cache is packed",
+                type=_one_of("auto", "cpu", "device"),
+                metavar="auto|cpu|device",
             ),
         ),
     ),
@@ -191,6 +204,7 @@ TRAIN_FLAGS: Groups = (
                 const="on",
             ),
             _switch("--sync-bn", "batch statistics over all GPUs"),
+            _switch("--compile", "compile student and teachers first: minutes that long runs on a GPU win back"),
         ),
     ),
     (

@@ -24,15 +24,16 @@ GROUPS = ("weights", "norms", "biases")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "SGD": lambda groups, lr, momentum: torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True),
-    "MuSGD": lambda groups, lr, momentum: MuSGD(groups, lr=lr, momentum=momentum),
-    "Adam": lambda groups, lr, momentum: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999)),
-    "AdamW": lambda groups, lr, momentum: torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999)),
-    "Adamax": lambda groups, lr, momentum: torch.optim.Adamax(groups, lr=lr, betas=(momentum, 0.999)),
-    "NAdam": lambda groups, lr, momentum: torch.optim.NAdam(groups, lr=lr, betas=(momentum, 0.999)),
-    "RAdam": lambda groups, lr, momentum: torch.optim.RAdam(groups, lr=lr, betas=(momentum, 0.999)),
-    "RMSProp": lambda groups, lr, momentum: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
+    "SGD": lambda groups, lr, momentum, **form: torch.optim.SGD(groups, lr, momentum, nesterov=True, **form),
+    "MuSGD": lambda groups, lr, momentum, **_: MuSGD(groups, lr=lr, momentum=momentum),
+    "Adam": lambda groups, lr, momentum, **form: torch.optim.Adam(groups, lr, (momentum, 0.999), **form),
+    "AdamW": lambda groups, lr, momentum, **form: torch.optim.AdamW(groups, lr, (momentum, 0.999), **form),
+    "Adamax": lambda groups, lr, momentum, **form: torch.optim.Adamax(groups, lr, (momentum, 0.999), **form),
+    "NAdam": lambda groups, lr, momentum, **form: torch.optim.NAdam(groups, lr, (momentum, 0.999), **form),
+    "RAdam": lambda groups, lr, momentum, **form: torch.optim.RAdam(groups, lr, (momentum, 0.999), **form),
+    "RMSProp": lambda groups, lr, momentum, **form: torch.optim.RMSprop(groups, lr, momentum=momentum, **form),
 }
+FUSED = ("SGD", "Adam", "AdamW")  # in PyTorch: one kernel that goes through all tensors once
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,21 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(module: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.Optimizer:
     """The optimizer over everything in `module` that may learn."""
     groups = parameter_groups(module, weight_decay)
-    optimizer = OPTIMIZERS[recipe.name](groups, lr=recipe.lr0, momentum=recipe.momentum)
+    optimizer = OPTIMIZERS[recipe.name](groups, recipe.lr0, recipe.momentum, **form(recipe.name, module))
+    if isinstance(optimizer, torch.optim.SGD) and recipe.momentum > 0:
+        # the fused kernel cannot take parameters that begin to learn after others; zeros make the same first step
+        for group in groups:
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
     counts = ", ".join(f"{len(group['params'])} {group['name']}" for group in groups)
     log.info("optimizer: %s, lr0 %g, %s (decay %g on weights)", recipe.name, recipe.lr0, counts, weight_decay)
     return optimizer
+
+
+def form(name: str, module: nn.Module) -> dict[str, bool]:
+    """How an optimizer of PyTorch goes through the parameters: fused where it can, else as it chooses itself."""
+    learners = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    plain = all(p.device.type in ("cpu", "cuda") and p.dtype is torch.float32 for p in learners)
+    return {"fused": True} if name in FUSED and plain else {}
 
 
 def decay(kind: str, done: float, final: float) -> float:

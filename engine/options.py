@@ -43,7 +43,19 @@ DEMO: Mapping[str, Any] = MappingProxyType(
 _OWN_MATTER = frozenset({"weights", "cfg", "data", "t_weights", "t_cfg", "t_kind", "resume"})
 # the rest of a resumed run's options is its own; a teacher may have moved
 _RESUME_TAKES = frozenset(
-    {"resume", "project", "device", "t_device", "workers", "cache", "verbose", "noplots", "t_weights"}
+    {
+        "resume",
+        "project",
+        "device",
+        "t_device",
+        "workers",
+        "cache",
+        "augment_on",
+        "compile",
+        "verbose",
+        "noplots",
+        "t_weights",
+    }
 )
 
 
@@ -109,7 +121,9 @@ class Options(_Record):
     multi_scale: bool = False
     quad: bool = False
     image_weights: bool = False
-    cache: str = ""  # '', ram, disk
+    cache: str = ""  # '', ram, disk, packed
+    mosaic_pool: int = 64  # lately decoded images that mosaics are made of, where they are decoded anew; 0: all
+    augment_on: str = "auto"  # auto, cpu, device
     optimizer: str | None = None  # None: the recipe's, else the family's
     lr_decay: str = "linear"  # linear, cosine, poly
     label_smoothing: float | None = None  # None: the recipe's
@@ -121,6 +135,7 @@ class Options(_Record):
     clip_grad: float = 10.0
     amp: str = "auto"  # auto, on, off, bf16, fp16
     sync_bn: bool = False
+    compile: bool = False
     seed: int = 0
     noval: bool = False
     val_period: int = 1

@@ -33,5 +33,6 @@ class Plan:
     quad: bool = False
     image_weights: bool = False
     clip_gradient: float = 10.0
+    compile: bool = False
     options: Mapping[str, Any] | None = None  # stored in checkpoints
     hyp: Mapping[str, Any] | None = None

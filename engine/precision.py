@@ -9,6 +9,7 @@ import os
 import torch
 
 from utils import dist
+from utils.allocator import keep_freed_memory
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -17,12 +18,16 @@ log = logging.getLogger(__name__)
 def choose_device(name: str, flag: str = "--device") -> torch.device:
     """`''` takes a GPU where there is one; under torchrun each rank takes its own. It becomes the process's own.
 
+    Where that is the CPU, the process keeps its memory from here on (`keep_freed_memory`).
+
     Raises:
         UserError: the device is not there, or several are named without torchrun.
     """
     device = find_device(name, flag)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from engine import coco
 from engine.evaluator import Detections, Report
 from utils.files import write_text
-from utils.pictures import Panel, read, sheet
+from utils.pictures import Panel, drawable, read, sheet
 from utils.plots import confidence_curve, confusion_matrix, precision_recall_curve
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def draw_report(report: Report, names: Sequence[str], folder: Path) -> list[Path
         confidence_curve(curves.confidence, curves.recall, shown, "recall", folder / "R_curve.png"),
         confusion_matrix(report.confusion.matrix, names, folder / "confusion_matrix.png"),
     ]
-    if report.detections:
+    if report.detections and drawable():
         paths.append(draw_predictions(report.detections, names, folder / "val_predictions.jpg"))
     return paths
 

@@ -17,10 +17,12 @@ import torch
 import yaml
 from torch import nn
 
+from data.device_loader import DeviceLoader, draws_on_device
 from data.loader import eval_loader, train_loader
 from data.spec import DataSpec, read_data
 from engine.anchors import fit_anchors
 from engine.callbacks import Callback, Outcome
+from engine.compiled import compile_networks, require_compiler
 from engine.evaluator import Evaluator, Report
 from engine.loggers.console import Console
 from engine.loggers.figures import Figures
@@ -124,7 +126,7 @@ class Session(Generic[OptionsT]):
             "pin_memory": self.device.type == "cuda",
         }
         with dist.main_first():
-            self.loader = train_loader(
+            loader = train_loader(
                 self.data,
                 self.hyp,
                 batch_size=options.batch_size // world,
@@ -135,8 +137,11 @@ class Session(Generic[OptionsT]):
                 image_weights=options.image_weights,
                 quad=options.quad,
                 unlabelled=unlabelled,
+                mosaic_pool=options.mosaic_pool,
                 **common,
             )
+        on_device = draws_on_device(loader, options.augment_on, self.device, options.quad)
+        self.loader = DeviceLoader(loader, self.device) if on_device else loader
         if dist.is_main():
             half = self.device.type == "cuda" and self.precision is not None
             # batches of val.py's size: how rectangular batches are padded, and so the scores, depend on it
@@ -170,7 +175,7 @@ class Session(Generic[OptionsT]):
 
     def fit(
         self,
-        task: nn.Module,
+        task: Any,
         folder: Path | None = None,
         callbacks: tuple[Callback, ...] = (),
         hyp: Hyp | None = None,
@@ -192,6 +197,11 @@ class Session(Generic[OptionsT]):
         plan = self.plan(folder, Timetable(chosen, hyp, options.lr_decay, options.batch_size))
         watchers = self.watchers(folder) + callbacks if dist.is_main() else ()
         seed_everything(options.seed)  # whatever was done before, such as a baseline, leaves no trace in this training
+        if options.compile:
+            one_shape = not (options.multi_scale or options.rect)
+            # graphs write gradients into memory of their own, so these must not wait for the next batch
+            waits = round(hyp.nominal_batch / options.batch_size) > 1
+            compile_networks(task.networks(), one_shape, graphs=one_shape and not waits)
         trainer = Trainer(task, optimizer, self.loader, self.evaluator, plan, watchers)
         if self.continues(folder):
             last = folder / "weights" / "last.pt"
@@ -206,12 +216,12 @@ class Session(Generic[OptionsT]):
         return trainer.fit()
 
     def score(self, weights: Path, cfg: str = "") -> tuple[Model, Report]:
-        """The model of a weights file, and what it scores on val: fused, in float32, with its detections. Rank 0."""
+        """The model of a weights file, and what it scores on val: in float32, with its detections. Rank 0."""
         assert self.evaluator is not None, "rank 0 alone has an evaluator"
         model, _ = load_model(str(weights), cfg or None)
         log.info("scoring %s", weights)
         evaluator = copy.copy(self.evaluator)
-        evaluator.fuse, evaluator.collect, evaluator.precision = True, True, None
+        evaluator.collect, evaluator.precision = True, None
         return model, evaluator(model.to(self.device))
 
     def plan(self, folder: Path, timetable: Timetable) -> Plan:
@@ -234,6 +244,7 @@ class Session(Generic[OptionsT]):
             quad=options.quad,
             image_weights=options.image_weights,
             clip_gradient=options.clip_grad,
+            compile=options.compile,
             options=options.to_dict(),
             hyp=hyp_to_dict(hyp),
         )
@@ -263,6 +274,8 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
         options = resumed(options, options_from_file(resumed_folder, type(options)))
         options = replace(options, hyp=(str(resumed_folder / "hyp.yaml"),))
     device = choose_device(options.device)
+    if options.compile:
+        require_compiler(device)
     dist.start(device)
     try:
         precision = choose_precision(device, options.amp)

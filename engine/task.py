@@ -7,6 +7,7 @@ The contract, fulfilled by `DetectionTask` here and by `DistillationTask` in `di
                           the same through a run
     task.at(progress)     called before each step, pure in `progress` (so resume needs nothing)
     task.learners()       lists of parameters, each clipped by its own norm
+    task.networks()       what is run in each step and may be compiled: the student, and whatever stands beside it
     task.after_step()     called after each step of the optimizer, for averages that follow the weights
 
 Everything that learns is a submodule of the task, so that optimizer, DDP and checkpoint find it unasked. Which
@@ -38,6 +39,10 @@ class DetectionTask(nn.Module):
     def learners(self) -> list[list[nn.Parameter]]:
         """The model alone learns."""
         return [list(self.parameters())]
+
+    def networks(self) -> list[nn.Module]:
+        """The model alone is run."""
+        return [self.model]
 
     def after_step(self) -> None:
         """Nothing here follows the weights."""

@@ -74,6 +74,7 @@ class Trainer:
         self.best = Best()
         self.start_epoch = 0
         self.optimizer_steps = 0
+        self.learners: list[list[nn.Parameter]] = task.learners()  # the same through a run
         self.class_maps: Tensor | None = None  # of the last validation, for image weights
 
     @property
@@ -165,6 +166,8 @@ class Trainer:
         batch = batch.to(self.plan.device, torch.channels_last)
         if self.plan.multi_scale:
             batch = self._rescaled(batch, progress)
+        if self.plan.compile and self.plan.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # what graphs put out in the step before may be overwritten
         patient = not due and isinstance(module, DistributedDataParallel)
         with module.no_sync() if patient else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(self.plan.device, self.plan.precision):
@@ -185,7 +188,7 @@ class Trainer:
 
     def _step(self) -> None:
         self.scaler.unscale_(self.optimizer)
-        for parameters in self.task.learners():
+        for parameters in self.learners:
             torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()

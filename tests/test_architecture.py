@@ -213,9 +213,10 @@ COMMON = """
     --rect --single-cls --verbose --weights --workers --cfg
 """
 TRAINING = f"""{COMMON}
-    --adam --amp --anchors --cache --cache-images --clip-grad --close-mosaic --cos-lr --epochs --freeze --hyp
-    --image-weights --label-smoothing --linear-lr --multi-scale --noautoanchor --nosave --notest --noval --optimizer
-    --patience --poly-lr --quad --resume --save-period --seed --sync-bn --val-period
+    --adam --amp --anchors --augment-on --cache --cache-images --clip-grad --close-mosaic --compile --cos-lr --epochs
+    --freeze --hyp --image-weights --label-smoothing --linear-lr --mosaic-pool --multi-scale --noautoanchor
+    --nosave --notest --noval --optimizer --patience --poly-lr --quad --resume --save-period --seed --sync-bn
+    --val-period
 """
 TEACHING = "--t_weights --teacher-weights --t_cfg --teacher-cfg"
 RECORDED = {

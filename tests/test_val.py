@@ -17,6 +17,7 @@ import val
 from engine import checkpoint
 from engine.options import ValOptions, val_options
 from utils import metrics
+from utils.types import DecodedRows
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +127,11 @@ def test_with_nms_the_other_branch_is_scored(
     own = checkpoint.save(tmp_path / "two.pt", model, options={}, hyp={}, metrics={}, half=False)
     suppressed: list[float] = []
 
-    def recorded(decoded: torch.Tensor, conf: float, iou: float, *rest: object, **more: object) -> list[torch.Tensor]:
+    def recorded(decoded: DecodedRows, conf: float, iou: float, *rest: object, **more: object) -> list[torch.Tensor]:
         suppressed.append(iou)
-        return [torch.zeros(0, 6)] * len(decoded)
+        return [torch.zeros(0, 6)] * decoded.images
 
-    monkeypatch.setattr(evaluator, "non_max_suppression", recorded)
+    monkeypatch.setattr(evaluator, "suppressed", recorded)
     words = ("--data", data, "--imgsz", 64, "--noplots", "--exist-ok")
     run(tmp_path, "--weights", own, *words)
     assert not suppressed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from utils.types import Frame
 
@@ -42,8 +41,12 @@ def to_tensor(boxes: Tensor, frame: Frame) -> Tensor:
 
 def iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
     """Overlap of each xyxy box with each other: (N, 4) and (M, 4) -> (N, M) in [0, 1], 0 where both are empty."""
-    overlap: Tensor = box_iou(boxes, others)
-    return overlap.nan_to_num(0.0)
+    first = torch.maximum(boxes[:, None, :2], others[:, :2])
+    last = torch.minimum(boxes[:, None, 2:], others[:, 2:])
+    sides = (last - first).clamp(min=0)  # (N, M, 2)
+    common = sides[..., 0] * sides[..., 1]
+    area, other = ((corners[:, 2:] - corners[:, :2]).prod(dim=1) for corners in (boxes, others))
+    return (common / (area[:, None] + other - common)).nan_to_num(0.0)
 
 
 def cell_points(height: int, width: int, device: torch.device | str | None = None) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ModelEma:
@@ -31,10 +32,17 @@ class ModelEma:
         """Moves the average one step towards `model`."""
         self.updates += 1
         weight = 1 - self.momentum()
-        own, other = self.model.state_dict(), model.state_dict()
-        pairs = [(own[key], other[key]) for key in own]
+        pairs = list(zip(_state(self.model), _state(model), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
+        torch._foreach_lerp_([own for own, _ in floats], [other for _, other in floats], weight)
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_([own for own, _ in counts], [other for _, other in counts])
+
+
+def _state(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors of `state_dict()`, as they are now: walked through at each step, since they may be replaced."""
+    for module in model.modules():
+        yield from (parameter for parameter in module._parameters.values() if parameter is not None)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield buffer

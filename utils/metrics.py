@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,17 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.boxes import iou_matrix
+from utils.curves import Floats, Ranked, over_confidence, precision_over_recall, ranked
+from utils.matching import Metric, Values, as_array
 
-Floats = NDArray[np.float64]
-Values = Tensor | NDArray[Any]
 Stats = tuple[Values, Values, Values, Values]
-# Two ways to count mAP. A detection claims the label that it overlaps most, and if a more confident one has that:
-# nothing else ("yolov5"), or the next ("ultralytics", as in COCO's own). And where recall ends the precision-recall
-# curve goes on in a line to precision 0 at recall 1 ("yolov5"), or drops to 0 ("ultralytics", as in COCO's own). The
-# first is that of the published scores of YOLOv3, v5 and v7, the second what Ultralytics counts since YOLO26.
-Metric = Literal["yolov5", "ultralytics"]
 
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 CONFIDENCES = np.linspace(0, 1, 1000)  # where the curves are sampled; recalls of the precision-recall curve too
 RECALLS = np.linspace(0, 1, 101)  # where precision is interpolated for the average
 SMOOTHING = 0.1  # width of the box filter over the mean F1 curve, a share of the axis, each side
@@ -78,46 +71,6 @@ def fitness(evaluation: Evaluation) -> float:
     return 0.1 * evaluation.map50 + 0.9 * evaluation.map
 
 
-def match(
-    detections: Values,
-    labels: Values,
-    thresholds: Sequence[float] | Tensor = IOU_THRESHOLDS,
-    metric: Metric = "yolov5",
-) -> Tensor:
-    """Which detections of an image are right: (n, 6), (m, 5) -> (n, T) bool, a column for each threshold of IoU.
-
-    A detection claims the label of its class that it overlaps most; of those that claim one label and reach the
-    threshold, the most confident is right. "ultralytics": who is turned away claims the next, and whoever is less
-    confident gives way, until nobody is: as if the most confident had chosen first, then the second, and so on.
-    """
-    detections, labels = torch.as_tensor(detections), torch.as_tensor(labels)
-    limits = torch.as_tensor(thresholds, dtype=detections.dtype, device=detections.device)
-    if not len(detections) or not len(labels):
-        return torch.zeros(len(detections), len(limits), dtype=torch.bool, device=detections.device)
-    overlap = iou_matrix(detections[:, :4], labels[:, 1:])  # (n, m)
-    overlap = overlap.masked_fill(detections[:, 5:6] != labels[:, 0], -1)
-    if metric == "yolov5":
-        best, claimed = (x[:, None].expand(-1, len(limits)) for x in overlap.max(dim=1))
-        return _heard(best >= limits, claimed, len(labels))
-    left = overlap[:, None].repeat(1, len(limits), 1)  # (n, T, m): what has not turned them away
-    while True:
-        best, claimed = left.max(dim=2)  # (n, T)
-        reaches = best >= limits
-        right = _heard(reaches, claimed, len(labels))
-        if torch.equal(right, reaches):
-            return right
-        left.scatter_(2, claimed[..., None], best.masked_fill(reaches & ~right, -1)[..., None])
-
-
-def _heard(reaches: Tensor, claimed: Tensor, labels: int) -> Tensor:
-    """Of those that reach, (n, T) bool, and claim one of the labels, (n, T) long, the first: (n, T) bool."""
-    rank = torch.arange(len(reaches), device=reaches.device)[:, None].expand_as(reaches)
-    behind = len(reaches)  # where those stand that don't reach
-    standing = torch.where(reaches, rank, behind)
-    first = standing.new_full((labels, reaches.shape[1]), behind).scatter_reduce_(0, claimed, standing, "amin")
-    return reaches & (first.gather(0, claimed) == rank)
-
-
 def evaluate(stats: Sequence[Stats], names: Sequence[str], metric: Metric = "yolov5") -> Evaluation:
     """Precision, recall and mAP over a data set.
 
@@ -126,20 +79,19 @@ def evaluate(stats: Sequence[Stats], names: Sequence[str], metric: Metric = "yol
             class (n,), the classes of its labels (m,).
         names: of the classes, by index.
     """
-    columns = [[_array(values) for values in column] for column in zip(*stats, strict=True)]
+    columns = [[as_array(values) for values in column] for column in zip(*stats, strict=True)]
     right, confidence, predicted, target = (np.concatenate(column) for column in columns or [[np.zeros(0)]] * 4)
     if not len(target):
         return Evaluation(images=len(stats))
     known, labels = np.unique(target, return_counts=True)
     _, images = np.unique(np.concatenate([np.unique(own) for own in columns[3]]), return_counts=True)
 
-    order = np.argsort(-confidence, kind="stable")
-    right, confidence, predicted = right[order], confidence[order].astype(np.float64), predicted[order]
-    parts = [
-        _class_curves(right[predicted == index], confidence[predicted == index], count, metric)
-        for index, count in zip(known, labels, strict=True)
-    ]
-    average, precision, recall, at_recall = (np.stack(part) for part in zip(*parts, strict=True))
+    detections = ranked(right, confidence, predicted, known, labels)
+    precision, recall = over_confidence(detections, CONFIDENCES)
+    at_recall = precision_over_recall(detections, 0, CONFIDENCES, metric)
+    average = np.stack(
+        [average_precision(detections, column, metric) for column in range(right.shape[1])], axis=1
+    )  # (K, T)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-16)
     best = int(_smooth(f1.mean(axis=0), SMOOTHING).argmax())
     figures = np.stack((precision[:, best], recall[:, best], average[:, 0], average.mean(axis=1)), axis=1)  # (K, 4)
@@ -164,44 +116,10 @@ def _name(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) else str(index)
 
 
-def _class_curves(
-    right: NDArray[np.bool_], confidence: Floats, labels: int, metric: Metric
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """One class: average precision (T,), then precision and recall over confidence, precision over recall (1000,).
-
-    Args:
-        right: (n, T), the most confident detection first.
-        labels: how many there are to find, at least 1.
-    """
-    if not len(right):
-        nothing = np.zeros_like(CONFIDENCES)
-        return np.zeros(right.shape[1]), nothing, nothing, nothing
-    found = right.cumsum(axis=0)  # (n, T)
-    recall = found / labels
-    precision = found / np.arange(1, len(found) + 1)[:, None]
-    # np.interp wants a rising axis; more confident than the most confident detection: nothing found, nothing wrong
-    precision_curve = np.interp(-CONFIDENCES, -confidence, precision[:, 0], left=1)
-    recall_curve = np.interp(-CONFIDENCES, -confidence, recall[:, 0], left=0)
-    at_recall = np.interp(CONFIDENCES, *_envelope(recall[:, 0], precision[:, 0], metric))
-    average = np.array([average_precision(recall[:, i], precision[:, i], metric) for i in range(right.shape[1])])
-    return average, precision_curve, recall_curve, at_recall
-
-
-def average_precision(recall: Floats, precision: Floats, metric: Metric = "yolov5") -> float:
-    """Area under the precision-recall curve: 101 interpolated points, joined by trapezoids.
-
-    Both (n,), as the confidence that a detection must have falls.
-    """
-    heights = np.interp(RECALLS, *_envelope(recall, precision, metric))
-    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(RECALLS)).sum())
-
-
-def _envelope(recall: Floats, precision: Floats, metric: Metric) -> tuple[Floats, Floats]:
-    """The curve from recall 0 to 1, made to fall: at each recall the best precision at that recall or above."""
-    end = [1.0] if metric == "yolov5" else [recall[-1], 1.0]
-    recall = np.concatenate(([0.0], recall, end))
-    precision = np.concatenate(([1.0], precision, np.zeros(len(end))))
-    return recall, np.maximum.accumulate(precision[::-1])[::-1]
+def average_precision(detections: Ranked, column: int, metric: Metric) -> Floats:
+    """Areas under the precision-recall curves at a threshold of IoU, (K,): 101 points, joined by trapezoids."""
+    heights = precision_over_recall(detections, column, RECALLS, metric)
+    return ((heights[:, 1:] + heights[:, :-1]) / 2 * np.diff(RECALLS)).sum(axis=1)
 
 
 def _smooth(values: Floats, share: float) -> Floats:
@@ -210,10 +128,6 @@ def _smooth(values: Floats, share: float) -> Floats:
     width += 1 - width % 2  # odd, so that it has a middle
     padded = np.pad(values, width // 2, mode="edge")
     return np.convolve(padded, np.full(width, 1 / width), mode="valid")
-
-
-def _array(values: Values) -> NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def pair_off(overlap: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -269,9 +183,9 @@ class ConfusionMatrix:
         """Counts one image: (n, 6) detections, (m, 5) labels. Pairs are formed by overlap, whatever the classes."""
         detections, labels = torch.as_tensor(detections), torch.as_tensor(labels)
         detections = detections[detections[:, 4] > self.conf]
-        predicted, target = _array(detections[:, 5]).astype(np.int64), _array(labels[:, 0]).astype(np.int64)
+        predicted, target = as_array(detections[:, 5]).astype(np.int64), as_array(labels[:, 0]).astype(np.int64)
         pairs = pair_off(iou_matrix(detections[:, :4], labels[:, 1:]), self.iou)
-        found, answered = (_array(indices) for indices in pairs)
+        found, answered = (as_array(indices) for indices in pairs)
         self._count(predicted[found], target[answered])
         self._count(np.delete(predicted, found), self.num_classes)
         self._count(self.num_classes, np.delete(target, answered))

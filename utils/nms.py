@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from utils.boxes import xywh_to_xyxy
+from utils.types import DecodedRows
+from utils.vision import nms
 
 MOST_CANDIDATES = 30000  # an image; suppression is quadratic in them
-FIRST_TRY = 4  # candidates for each detection wanted
+AT_ONCE = 2  # candidates for each detection wanted that compete at a time
 
 
 def non_max_suppression(
     decoded: Tensor,
+    conf: float = 0.001,
+    iou: float = 0.6,
+    max_det: int = 300,
+    multi_label: bool = True,
+    agnostic: bool = False,
+    classes: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Detections of each image, the most confident first: `suppressed` of the rows of (B, N, 5 + C)."""
+    return suppressed(confident_rows(decoded, conf), conf, iou, max_det, multi_label, agnostic, classes)
+
+
+def confident_rows(decoded: Tensor, conf: float) -> DecodedRows:
+    """Of decoded rows (B, N, 5 + C) those whose objectness is above `conf` or not a number, float32."""
+    decoded = decoded.detach()
+    image, row = (~(decoded[..., 4] <= conf)).nonzero(as_tuple=True)
+    chosen = decoded.flatten(0, 1).index_select(0, image * decoded.shape[1] + row)
+    return DecodedRows(chosen.float(), image, len(decoded))  # pixels beyond 2048 have no fractions in half precision
+
+
+def suppressed(
+    decoded: DecodedRows,
     conf: float = 0.001,
     iou: float = 0.6,
     max_det: int = 300,
@@ -29,7 +52,6 @@ def non_max_suppression(
     want of time.
 
     Args:
-        decoded: (B, N, 5 + C): x, y, w, h (centre) in pixels, objectness, class probabilities.
         conf: candidates have an objectness and a confidence above it.
         iou: a box that overlaps a more confident one of its class by more than this is suppressed.
         max_det: so many at most are kept in an image.
@@ -40,31 +62,49 @@ def non_max_suppression(
     Returns:
         For each image (n, 6) float32: x1, y1, x2, y2 in pixels, confidence, class.
     """
-    # image by image: their candidates differ in number, and suppressing all in one call takes memory quadratic in B
-    found = [_candidates(rows[rows[:, 4] > conf], conf, multi_label) for rows in decoded.detach()]
-    return [_suppress(_of_classes(candidates, classes), iou, max_det, agnostic) for candidates in found]
+    if decoded.rows.device.type == "mps":  # which has no float64
+        decoded = DecodedRows(decoded.rows.cpu(), decoded.image.cpu(), decoded.images)
+
+    def survivors(own: Tensor) -> Tensor:
+        return _survivors(_ordered(own, MOST_CANDIDATES), iou, max_det, agnostic)
+
+    # image by image: suppressing all in one call takes memory quadratic in B
+    candidates = _candidates(decoded, conf, multi_label, classes)
+    if decoded.rows.device.type != "cpu":
+        return list(map(survivors, candidates))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the kernel itself takes one core
+        return list(pool.map(survivors, candidates))
 
 
 def highest_scores(
-    decoded: Tensor,
+    decoded: DecodedRows,
     conf: float = 0.001,
     max_det: int = 300,
     multi_label: bool = True,
     classes: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """As `non_max_suppression`, without suppressing anything: for heads that have one box an object by themselves.
+    """As `suppressed`, without suppressing anything: for heads that have one box an object by themselves.
 
     The most confident pairs of a box and a class are kept, `max_det` at most, as with YOLOv10 (Wang et al., NeurIPS
     2024, arXiv:2405.14458). Of pairs that are equally confident, the one of the earlier box comes first.
     """
-    found = [_of_classes(_candidates(rows, conf, multi_label), classes) for rows in decoded.detach()]
-    return [rows[rows[:, 4].argsort(descending=True, stable=True)[:max_det]] for rows in found]
+    return [_ordered(own, max_det) for own in _candidates(decoded, conf, multi_label, classes)]
 
 
-def _candidates(rows: Tensor, conf: float, multi_label: bool) -> Tensor:
-    """(n, 5 + C) decoded rows to (m, 6) xyxy, confidence, class, in no order."""
-    rows = rows[rows.isfinite().all(dim=1)].float()  # pixels beyond 2048 have no fractions in half precision
-    boxes, scores = xywh_to_xyxy(rows[:, :4]), rows[:, 5:] * rows[:, 4:5]
+def finite_rows(decoded: DecodedRows) -> Tensor:
+    """(M,) bool: which rows have finite numbers only."""
+    if bool(decoded.rows.sum().isfinite()):  # then all are, and the sum is the cheaper question
+        return torch.ones_like(decoded.image, dtype=torch.bool)
+    return decoded.rows.isfinite().all(dim=1)
+
+
+def _candidates(
+    decoded: DecodedRows, conf: float, multi_label: bool, classes: Sequence[int] | None
+) -> tuple[Tensor, ...]:
+    """Of each image (m, 6) xyxy, confidence, class: its rows in their order, a row's classes in theirs."""
+    kept = finite_rows(decoded) & (decoded.rows[:, 4] > conf)
+    rows, image = (decoded.rows, decoded.image) if bool(kept.all()) else (decoded.rows[kept], decoded.image[kept])
+    scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label:
         row, label = (scores > conf).nonzero(as_tuple=True)
         confidence = scores[row, label]
@@ -72,37 +112,38 @@ def _candidates(rows: Tensor, conf: float, multi_label: bool) -> Tensor:
         best, likeliest = scores.max(dim=1)
         (row,) = (best > conf).nonzero(as_tuple=True)
         confidence, label = best[row], likeliest[row]
-    return torch.cat((boxes[row], confidence[:, None], label[:, None].to(rows.dtype)), dim=1)
+    found = torch.cat((xywh_to_xyxy(rows[:, :4])[row], confidence[:, None], label[:, None].to(rows.dtype)), dim=1)
+    image = image[row]
+    if classes is not None:
+        wanted = torch.isin(found[:, 5], found.new_tensor(list(classes)))
+        found, image = found[wanted], image[wanted]
+    if bool((image[1:] < image[:-1]).any()):  # heads give level after level
+        image, order = image.sort(stable=True)
+        found = found[order]
+    return found.split(image.bincount(minlength=decoded.images).tolist())
 
 
-def _of_classes(candidates: Tensor, classes: Sequence[int] | None) -> Tensor:
-    if classes is None:
-        return candidates
-    wanted = torch.isin(candidates[:, 5], candidates.new_tensor(list(classes)))
-    return candidates[wanted]
+def _ordered(candidates: Tensor, most: int) -> Tensor:
+    """The most confident first; of equals the one that came first."""
+    return candidates[candidates[:, 4].argsort(descending=True, stable=True)[:most]]
 
 
-def _suppress(candidates: Tensor, iou: float, max_det: int, agnostic: bool) -> Tensor:
-    """The survivors of (m, 6), most confident first; of equals the one that came first.
+def _survivors(candidates: Tensor, iou: float, max_det: int, agnostic: bool) -> Tensor:
+    """The first that greedy suppression leaves of (m, 6) candidates in order of confidence, in that order.
 
-    Whether a box survives depends on more confident ones alone. So the most confident few are tried first, and more of
-    them only while too few of those survive.
+    Whether a box survives depends on more confident survivors alone. So they compete a few at a time against those who
+    have survived, until there are enough.
     """
-    order = candidates[:, 4].argsort(descending=True, stable=True)[:MOST_CANDIDATES]
-    tried = FIRST_TRY * max_det
-    while True:
-        survivors = _survivors(candidates[order[:tried]], iou, agnostic)
-        if len(survivors) >= max_det or tried >= len(order):
-            return survivors[:max_det]
-        tried *= 4
-
-
-def _survivors(candidates: Tensor, iou: float, agnostic: bool) -> Tensor:
-    """All that greedy suppression leaves of (m, 6) candidates in order of confidence, in that order."""
-    if not len(candidates):
-        return candidates
-    boxes, confidence, label = candidates[:, :4], candidates[:, 4], candidates[:, 5]
-    # torchvision tells classes apart by moving their boxes away from each other, which asks for coordinates from 0 on
-    kept = batched_nms(boxes - boxes.min(), confidence, torch.zeros_like(label) if agnostic else label, iou)
-    survivors: Tensor = candidates[kept.sort().values]  # it orders by confidence, but leaves ties to chance
+    boxes = candidates[:, :4].double()
+    if not agnostic:  # classes lie apart, and in float64 no box changes its overlaps by that
+        extent = (boxes.max() - boxes.min() + 1) if len(boxes) else 1
+        boxes = boxes + candidates[:, 5:] * extent
+    kept = torch.zeros(0, dtype=torch.long, device=candidates.device)
+    for few in torch.arange(len(candidates), device=candidates.device).split(AT_ONCE * max(max_det, 1)):
+        rivals = torch.cat((kept, few))
+        ranks = torch.arange(len(rivals), 0, -1, device=rivals.device, dtype=boxes.dtype)  # no ties for it to break
+        kept = rivals[nms(boxes[rivals], ranks, iou)]
+        if len(kept) >= max_det:
+            break
+    survivors: Tensor = candidates[kept[:max_det]]
     return survivors

@@ -16,7 +16,7 @@ class _Absent:
     def __getattr__(self, name: str) -> Any:
         raise UserError(
             f"OpenCV is not installed (cv2.{name} is needed): pip install opencv-python-headless; without it, what "
-            "works is training with --cache packed --augment device"
+            "works is training with --cache packed --augment-on device"
         )
 
 
@@ -30,3 +30,9 @@ def _opencv() -> Any:
 
 cv2 = _opencv()
 AVAILABLE = not isinstance(cv2, _Absent)
+
+
+def one_thread() -> None:
+    """OpenCV works in the thread that calls it, from now on."""
+    if AVAILABLE:
+        cv2.setNumThreads(0)

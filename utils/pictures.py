@@ -5,6 +5,7 @@ Images are (H, W, 3) uint8 RGB, boxes (n, 4) xyxy in pixels of their image.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from utils.files import write_atomically
-from utils.opencv import cv2
+from utils.opencv import AVAILABLE, cv2
+
+log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -27,9 +30,16 @@ PALETTE: tuple[Color, ...] = (
 )  # fmt: skip
 PAPER: Color = (250, 250, 250)
 INK: Color = (40, 40, 40)
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT = 0  # cv2.FONT_HERSHEY_SIMPLEX, not asked for by name: this file is imported where OpenCV is absent too
 SMALL, LARGE = 0.4, 0.6  # letter sizes
 GAP = 6  # pixels between the panels of a sheet
+
+
+def drawable() -> bool:
+    """Whether there is something to draw with; a log line says so where there is not."""
+    if not AVAILABLE:
+        log.info("no pictures: OpenCV is not installed")
+    return AVAILABLE
 
 
 class Panel(NamedTuple):

@@ -40,10 +40,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str, memory_format: torch.memory_format | None = None) -> Batch:
         """The same batch on a device, images as float in [0, 1]."""
         images = self.images.to(device, non_blocking=True)
-        if not images.is_floating_point():
-            images = images.float().div_(255)
-        if memory_format is not None:
+        if memory_format is not None:  # while they are small
             images = images.contiguous(memory_format=memory_format)
+        if not images.is_floating_point():
+            images = images / 255  # in one pass, to float32
         targets, labelled = (t.to(device, non_blocking=True) for t in (self.targets, self.labelled))
         return self._replace(images=images, targets=targets, labelled=labelled)
 
@@ -57,6 +57,14 @@ class Prediction(NamedTuple):
 
     levels: tuple[Tensor, ...]
     aux: tuple[Tensor, ...] = ()  # auxiliary levels, in training: of a head with two branches the one-to-many
+
+
+class DecodedRows(NamedTuple):
+    """Some of a batch's decoded rows; those of one image stand in the order in which the head decodes."""
+
+    rows: Tensor  # (M, 5 + C) float32: x, y, w, h (centre, pixels), objectness, class scores in [0, 1]
+    image: Tensor  # (M,) long: index in the batch
+    images: int  # of the batch
 
 
 class Progress(NamedTuple):

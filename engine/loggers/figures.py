@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.callbacks import Callback, Outcome
 from engine.trainer import Trainer
+from utils.opencv import AVAILABLE
 from utils.pictures import batch_mosaic
 from utils.plots import label_statistics, read_results, results_curves
 from utils.types import Batch, Progress
@@ -18,19 +19,17 @@ BATCHES = 3  # of the first epoch are drawn
 
 
 class Figures(Callback):
-    """labels.png before, train_batch0.jpg ... during, results.png after the run."""
+    """labels.png and train_batch0.jpg ... behind the first steps, results.png after the run."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
         self.names = names
 
-    def on_fit_start(self, trainer: Trainer) -> None:
-        labels = trainer.loader.dataset.labels.rows
-        if trainer.start_epoch == 0:
-            label_statistics(labels[:, 0], labels[:, 1:5], self.names, self.folder / "labels.png")
-
     def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
-        if progress.iteration < BATCHES:
+        if progress.iteration == 0:  # not before the run: drawing takes as long as many first steps
+            labels = trainer.loader.dataset.labels.rows
+            label_statistics(labels[:, 0], labels[:, 1:5], self.names, self.folder / "labels.png")
+        if progress.iteration < BATCHES and AVAILABLE:  # without OpenCV, the final report says what is missing
             path = self.folder / f"train_batch{progress.iteration}.jpg"
             batch_mosaic(batch.images.cpu().numpy(), batch.targets.cpu().numpy(), self.names, path)
 

@@ -2,8 +2,9 @@
 
 A head is built by `from_spec(spec, channels, strides, num_classes, model)` and knows `num_classes`, `num_levels` and
 `strides`. It takes one map a level, puts out a `Prediction` of raw levels in training and evaluation alike, and
-`decode(levels)` turns these into (B, N, 5 + C) rows of x, y, w, h (centre, pixels), objectness, class scores. A head
-that `learns_along` puts out auxiliary levels too, in training alone, perhaps of further maps behind those.
+`decode(levels)` turns these into (B, N, 5 + C) rows of x, y, w, h (centre, pixels), objectness, class scores;
+`decode_confident(levels, conf)` into those rows alone that can be detections. A head that `learns_along` puts out
+auxiliary levels too, in training alone, perhaps of further maps behind those.
 
 One whose evaluation is `nms_free` puts out one box an object; `use(branch)` chooses among the branches of heads that
 have two, and `dense(prediction)` are the levels in which many cells answer for an object, whatever the head.

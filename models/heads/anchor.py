@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.blocks.base import LayerSpec
 from utils.boxes import cell_points
-from utils.types import Prediction
+from utils.types import DecodedRows, Prediction
 
 if TYPE_CHECKING:
     from models.spec import ModelSpec
@@ -85,12 +85,29 @@ class Detect(nn.Module):
             decoded.append(torch.cat((self.decode_boxes(index, level), scores), dim=-1).flatten(1, 3))
         return torch.cat(decoded, dim=1)
 
+    def decode_confident(self, levels: Sequence[Tensor], conf: float) -> DecodedRows:
+        """The rows of `decode` whose objectness is above `conf` or not a number; no others are computed."""
+        images, found = [], []
+        for index, level in enumerate(levels):
+            where = (~(level[..., 4].float().sigmoid() <= conf)).nonzero(as_tuple=True)
+            image, anchor, row, column = where
+            x = level[where].float()
+            cells = torch.stack((column, row), dim=-1)
+            boxes = self._boxes(x, cells, self.anchors[index][anchor], self.strides[index])
+            found.append(torch.cat((boxes, x[:, 4:].sigmoid()), dim=1))
+            images.append(image)
+        return DecodedRows(torch.cat(found), torch.cat(images), len(levels[0]))
+
     def decode_boxes(self, level_index: int, level: Tensor) -> Tensor:
         """A raw level (B, A, H, W, 4 or more) -> boxes (B, A, H, W, 4) x, y, w, h (centre, pixels), float32."""
-        stride = self.strides[level_index]
-        x = level[..., :4].float().sigmoid()
-        centres = (2 * x[..., :2] - 0.5 + _cells(level)) * stride
-        sides = (2 * x[..., 2:]) ** 2 * (self.anchors[level_index].float() * stride)[:, None, None]
+        anchors = self.anchors[level_index][:, None, None]
+        return self._boxes(level, _cells(level), anchors, self.strides[level_index])
+
+    def _boxes(self, logits: Tensor, cells: Tensor, anchors: Tensor, stride: Tensor) -> Tensor:
+        """Logits (..., 4 or more), columns and rows (..., 2), anchors in strides (..., 2) -> boxes (..., 4)."""
+        x = logits[..., :4].float().sigmoid()
+        centres = (2 * x[..., :2] - 0.5 + cells) * stride
+        sides = (2 * x[..., 2:]) ** 2 * (anchors.float() * stride)
         return torch.cat((centres, sides), dim=-1)
 
     def encode_boxes(self, level_index: int, boxes: Tensor) -> Tensor:

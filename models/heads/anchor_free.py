@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.blocks.base import LayerSpec
 from models.blocks.conv import Conv, DWConv
 from utils.boxes import around, cell_points, expected_distances, xyxy_to_xywh
-from utils.types import Prediction
+from utils.types import DecodedRows, Prediction
 
 if TYPE_CHECKING:
     from models.spec import ModelSpec
@@ -156,16 +156,35 @@ class AnchorFreeDetect(nn.Module):
             decoded.append(torch.cat((boxes, torch.ones_like(boxes[..., :1]), scores), dim=-1))
         return torch.cat(decoded, dim=1)
 
+    def decode_confident(self, levels: Sequence[Tensor], conf: float) -> DecodedRows:
+        """The rows of `decode` with a class score above `conf` or not a number; no others are computed."""
+        images, found = [], []
+        for index, level in enumerate(levels):
+            best = level[:, 4 * self.reg_max :].amax(dim=1).float().sigmoid()
+            where = (~(best <= conf)).nonzero(as_tuple=True)
+            image, row, column = where
+            x = level.movedim(1, -1)[where].float()
+            bins, classes = x.split((4 * self.reg_max, self.num_classes), dim=1)
+            distances = expected_distances(bins.unflatten(1, (4, self.reg_max)))
+            boxes = self._boxes(torch.stack((column, row), dim=1) + 0.5, distances, self.strides[index])
+            found.append(torch.cat((boxes, torch.ones_like(boxes[:, :1]), classes.sigmoid()), dim=1))
+            images.append(image)
+        return DecodedRows(torch.cat(found), torch.cat(images), len(levels[0]))
+
     def decode_boxes(self, level_index: int, level: Tensor) -> Tensor:
         """A raw level -> boxes (B, 1, H, W, 4) x, y, w, h (centre, pixels), float32."""
         distances = self.distances(level).permute(0, 2, 3, 1)[:, None]
         points = cell_points(*level.shape[2:], device=level.device)
-        return xyxy_to_xywh(around(points, distances)) * self.strides[level_index]
+        return self._boxes(points, distances, self.strides[level_index])
 
     def distances(self, level: Tensor) -> Tensor:
         """A raw level -> (B, 4, H, W) left, top, right, bottom from the cell's centre, in strides, float32."""
         bins = level[:, : 4 * self.reg_max].float().unflatten(1, (4, self.reg_max))
         return expected_distances(bins.movedim(2, -1))
+
+    def _boxes(self, points: Tensor, distances: Tensor, stride: Tensor) -> Tensor:
+        """Points (..., 2) and distances (..., 4) in strides -> boxes (..., 4) x, y, w, h (centre, pixels)."""
+        return xyxy_to_xywh(around(points, distances)) * stride
 
     # -- making --------------------------------------------------------------------------------------------------------
 

@@ -464,12 +464,12 @@ def test_a_run_is_finished_when_its_script_ended_well_and_peaks_are_of_all_attem
     monkeypatch.setattr(sys, "argv", [])
     record = tmp_path / "run.json"
     with pytest.raises(KeyboardInterrupt):
-        measured.main(record, "pretended.py", ["stop"])
+        measured.main(record, ["pretended.py", "stop"])
     left = json.loads(record.read_text())
     assert left["finished"] is False
     assert 10 < left["rss_mb"] < 1e6
     record.write_text(json.dumps(left | {"rss_mb": 1e9}))
-    measured.main(record, "pretended.py", [])
+    measured.main(record, ["pretended.py"])
     left = json.loads(record.read_text())
     assert (left["finished"], left["rss_mb"]) == (True, 1e9)
     assert left["threads"] == torch.get_num_threads()
@@ -503,7 +503,7 @@ def test_baseline_and_method_are_trained_scored_and_told(
     def launch(self: lanes.Children, words: Sequence[str], log: Path) -> int:
         asked.append(words)
         if words[0] == "benchmarks/measured.py":
-            measured.main(Path(words[1]), words[2], list(words[3:]))
+            measured.main(Path(words[1]), list(words[2:]))
         else:
             __import__(words[0].removesuffix(".py")).main(words[1:])
         return 0

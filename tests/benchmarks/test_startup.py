@@ -41,6 +41,24 @@ def test_a_training_here_is_ended_at_its_first_step(tmp_path: Path) -> None:
     assert not list(made.folder.rglob("last.pt"))
 
 
+def test_the_demonstration_is_started_as_a_user_does(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    asked = []
+
+    def run(self: startup.Bench, side: str, words: list[str]) -> str:
+        asked.append(words[-1])
+        assert self.options.batch_size == 8  # by which the first batch is known
+        (self.folder / f"{side}.json").write_text('{"torch": 1.0, "batch": 2.0, "step": 3.0}')
+        return ""
+
+    monkeypatch.setattr(startup.Bench, "spent", lambda *_: 1.0)
+    monkeypatch.setattr(startup.Bench, "run", run)
+    monkeypatch.setattr(startup, "read_data", lambda name: read_data(draw(tmp_path)) if name == "demo.yaml" else None)
+    startup.main(["--demo", "--rounds", "1"])
+    assert "train.main()" in asked[0]
+    assert not [flag for flag in ("--data", "--cfg", "--weights") if flag in asked[0]]
+    assert "The demonstration, 192 px, batches of 8." in capsys.readouterr().out
+
+
 def test_what_fails_says_how(tmp_path: Path) -> None:
     made = bench(tmp_path)
     with pytest.raises(UserError, match="yolov5: ModuleNotFoundError: No module named 'nothing_of_this_name'"):

@@ -16,7 +16,10 @@ import torch
 
 from benchmarks import steps
 from benchmarks.peers import Peer
-from benchmarks.steps import Job, Parts, Peaks, Row, Step
+from benchmarks.step import Job, Parts, Step, first_batch, larger
+from benchmarks.step_memory import Peaks, resident
+from benchmarks.step_peers import COMMON, SNIPPETS, publisher, wishes
+from benchmarks.step_tables import Row, memory_table, parts_table, speed_table
 from data.spec import read_data
 from utils.errors import UserError
 
@@ -69,7 +72,7 @@ def job(tmp_path: Path, name: str = TINY) -> tuple[Job, Any, Any]:
     options = steps.parser().parse_args(words(draw(tmp_path / "data")))
     data = read_data(options.data)
     made = Job(name, 2, options, torch.device("cpu"), torch.bfloat16, tmp_path)
-    return made, data, steps.first_batch(data, 2, 64)
+    return made, data, first_batch(data, 2, 64)
 
 
 def parts(step: float) -> Parts:
@@ -94,40 +97,40 @@ def test_overhead_is_the_step_over_student_and_bare_teacher() -> None:
 
 def test_ratios_are_the_peers_median_over_ours() -> None:
     one = row(ours=[0.2, 0.1, 0.3], float32=[0.4, 0.4, 9.0], with_teacher=[0.4], yolov5=[0.6, 0.5, 0.7])
-    (found,) = cells(steps.speed_table([one]), "model")
+    (found,) = cells(speed_table([one]), "model")
     assert found == ["yolov5n", "8", "200.0", "400.0", "2.00", "yolov5", "600.0", "3.00", "1.50"]
 
 
 def test_without_a_peer_its_columns_are_empty() -> None:
-    (found,) = cells(steps.speed_table([row(ours=[0.2], with_teacher=[0.4])]), "model")
+    (found,) = cells(speed_table([row(ours=[0.2], with_teacher=[0.4])]), "model")
     assert found == ["yolov5n", "8", "200.0", "200.0", "1.00", "-", "-", "-", "-"]
 
 
 def test_parts_are_medians_of_each_in_milliseconds() -> None:
-    found = cells(steps.parts_table([row(ours=[0.1, 0.3, 0.2], with_teacher=[0.4])]), "model")
+    found = cells(parts_table([row(ours=[0.1, 0.3, 0.2], with_teacher=[0.4])]), "model")
     assert found[0] == ["yolov5n", "8", "ours", "200.0", "0.0", "50.0", "25.0", "100.0", "12.5", "12.5"]
     assert found[1][:4] == ["yolov5n", "8", "with teacher", "400.0"]
 
 
 def test_memory_is_told_in_megabytes_beside_the_peers() -> None:
     made = Job("yolov5n", 8, argparse.Namespace(teacher=""), torch.device("cpu"), None, Path())
-    with_peer, without = cells(steps.memory_table([Peaks(made, 2e8, 3e8, 5e8), Peaks(made, 2e8, 3e8, None)]), "student")
+    with_peer, without = cells(memory_table([Peaks(made, 2e8, 3e8, 5e8), Peaks(made, 2e8, 3e8, None)]), "student")
     assert with_peer == ["yolov5n", "yolov5s", "8", "200", "300", "500", "2.50"]
     assert without[-2:] == ["-", "-"]
 
 
 def test_the_teacher_is_one_size_larger() -> None:
     pairs = {"yolov5n": "yolov5s", "yolov8m": "yolov8l", "yolov9t": "yolov9s", "yolo11l": "yolo11x"}
-    assert {name: steps.larger(name) for name in pairs} == pairs
+    assert {name: larger(name) for name in pairs} == pairs
     with pytest.raises(UserError, match=r"^--models: no size above 'yolov5x' is known; name the teacher"):
-        steps.larger("yolov5x")
+        larger("yolov5x")
 
 
 def test_every_model_has_the_peer_that_publishes_it() -> None:
     both = ["yolov5", "ultralytics"]
-    found = [steps.publisher(name, both) for name in ("yolov5n", "yolov8s", "yolo26n", "yolov7-tiny", TINY)]
+    found = [publisher(name, both) for name in ("yolov5n", "yolov8s", "yolo26n", "yolov7-tiny", TINY)]
     assert found == ["yolov5", "ultralytics", "ultralytics", "", ""]
-    assert steps.publisher("yolov8s", ["yolov5"]) == ""
+    assert publisher("yolov8s", ["yolov5"]) == ""
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -164,23 +167,23 @@ def test_a_step_with_a_teacher_runs_it_once_and_asks_it_alone_for_the_same(tmp_p
 
 
 def test_the_peak_of_a_process_is_not_below_what_it_has() -> None:
-    assert steps.resident(peak=True) >= steps.resident() > 1e6
+    assert resident(peak=True) >= resident() > 1e6
 
 
 def test_a_peer_is_asked_for_the_same_parts_on_the_same_batch(tmp_path: Path) -> None:
     made, data, batch = job(tmp_path)
-    with Peer("yolov5", sys.executable, steps.COMMON + PEER) as peer:
-        peer.ask("prepare", **steps.wishes(made, batch, data))
+    with Peer("yolov5", sys.executable, COMMON + PEER) as peer:
+        peer.ask("prepare", **wishes(made, batch, data))
         found = Parts(**peer.ask("step"))
         assert sum(found[1:]) == pytest.approx(found.step)
         assert found.teacher == 0.0
         assert peer.ask("seen") == {"targets": batch.targets.tolist(), "brightest": batch.images.max().item() / 255}
-        assert peer.ask("peak", count=2, **steps.wishes(made, batch, data)) >= 0
+        assert peer.ask("peak", count=2, **wishes(made, batch, data)) >= 0
 
 
-@pytest.mark.parametrize("name", sorted(steps.SNIPPETS))
+@pytest.mark.parametrize("name", sorted(SNIPPETS))
 def test_what_a_peer_runs_is_python_that_makes_a_model(name: str) -> None:
-    tree = ast.parse(steps.SNIPPETS[name])
+    tree = ast.parse(SNIPPETS[name])
     functions = {
         node.name: [one.arg for one in node.args.args] for node in tree.body if isinstance(node, ast.FunctionDef)
     }

@@ -164,6 +164,27 @@ def test_boxes_stay_on_their_object_through_a_warp():
             np.testing.assert_allclose(warped.boxes[0], seen, atol=2.5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"degrees": 40, "shear": 20}, {"degrees": 20, "perspective": 0.002}])
+def test_the_middle_of_a_warped_object_is_the_middle_of_its_warped_outline(changes):
+    """To a fraction of a pixel, however much it is enlarged: pixels and boxes are both counted from edges."""
+    rng = np.random.default_rng(4)
+    image = np.full((100, 120, 3), 114, dtype=np.uint8)
+    image[44:56, 50:70] = 255
+    for scale in (0.5, 1.0, 3.0):
+        for _ in range(5):
+            matrix, _ = random_matrix((100, 120), (400, 400), hyp(**changes), rng)
+            matrix = np.diag((scale, scale, 1.0)) @ matrix
+            matrix[:2] += np.outer((200 - 200 * scale, 200 - 200 * scale), matrix[2])
+            weights = warp_image(image, matrix, (400, 400))[..., 0].astype(float) - 114
+            middle = [(weights.sum(axis=axis) * (np.arange(400) + 0.5)).sum() / weights.sum() for axis in (0, 1)]
+            outline = warp_points(np.array([[50, 44], [70, 44], [70, 56], [50, 56]], np.float32), matrix)
+            fine = np.zeros((6400, 6400), dtype=np.uint8)  # its centre of mass, painted sixteen times as fine
+            cv2.fillPoly(fine, [np.round(outline * 16).astype(np.int32)], 1)
+            moments = cv2.moments(fine, binaryImage=True)
+            expected = [(moments[name] / moments["m00"] + 0.5) / 16 for name in ("m10", "m01")]
+            np.testing.assert_allclose(middle, expected, atol=0.1)
+
+
 def test_boxes_are_kept_by_size_area_and_shape():
     before = np.array([[0, 0, 10, 10]] * 5, dtype=np.float32)
     after = np.array([[0, 0, 2, 9], [0, 0, 3, 3], [0, 0, 4, 3], [0, 0, 300, 2.9], [0, 0, 9, 0]], dtype=np.float32)

@@ -75,3 +75,25 @@ def test_bytes_behind_a_jpeg_do_not_make_it_corrupt(tmp_path, write_image):
     path = write_image(tmp_path / "a.jpg", (40, 60))
     path.write_bytes(path.read_bytes() + b"what some cameras append")
     assert image_size(path) == (40, 60)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_jpeg_files_are_decoded_at_a_fraction_of_their_size(tmp_path, reduction):
+    """Sides are rounded up, and a file that is to be turned is turned."""
+    ramp = np.linspace(0, 255, 101 * 203).reshape(101, 203)
+    pixels = np.stack((ramp, ramp[::-1], np.full_like(ramp, 90)), axis=2).astype(np.uint8)
+    for orientation, turned in ((1, False), (6, True)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+        whole, reduced = read_image(tmp_path / "a.jpg"), read_image(tmp_path / "a.jpg", reduction)
+        high, wide = -(-101 // reduction), -(-203 // reduction)
+        assert reduced.shape == ((wide, high, 3) if turned else (high, wide, 3))
+        expected = cv2.resize(whole, reduced.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert abs(reduced.astype(int) - expected).mean() < 4
+
+
+def test_other_formats_are_decoded_whole(tmp_path, write_image):
+    for name in ("a.png", "a.bmp", "a.tif"):
+        path = write_image(tmp_path / name, (40, 60))
+        np.testing.assert_array_equal(read_image(path, 4), read_image(path))

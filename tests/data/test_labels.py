@@ -191,6 +191,21 @@ def test_many_files_are_checked_by_processes_with_the_same_result(folder, monkey
 # -- cache ------------------------------------------------------------------------------------------------------------
 
 
+def test_rows_that_are_left_out_take_their_polygons_with_them(folder):
+    box, outline, other = "1 0.5 0.5 0.2 0.2\n", "0 0.1 0.1 0.5 0.1 0.5 0.6\n", "2 0.1 0.2 0.5 0.1 0.5 0.6 0.1 0.9\n"
+    labels = read(folder(box + outline + other, None, other + box + outline, outline))
+    kept = np.arange(len(labels.rows)) % 3 != 1
+    fewer = labels.keep(kept)
+    assert len(fewer) == len(labels)
+    for index in range(len(labels)):
+        own = kept[labels.offsets[index] : labels.offsets[index + 1]]
+        np.testing.assert_array_equal(fewer[index], labels[index][own])
+        outlines = [outline for outline, stays in zip(labels.polygons(index), own, strict=True) if stays]
+        assert [outline.tolist() for outline in fewer.polygons(index)] == [outline.tolist() for outline in outlines]
+    assert len(fewer.rows) == kept.sum() < len(labels.rows)
+    assert 0 < len(fewer.points) < len(labels.points)
+
+
 @pytest.fixture
 def scans(monkeypatch):
     """Counts how often files are really checked."""

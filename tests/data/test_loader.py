@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.dataset import collate_quad, prepare
+from data.batch import collate_quad
+from data.dataset import prepare
 from data.loader import eval_loader, train_loader
 from data.sampler import TrainSampler, rectangles, weigh_images
 from data.spec import read_data

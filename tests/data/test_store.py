@@ -3,12 +3,14 @@ from __future__ import annotations
 import logging
 import os
 
+import cv2
 import numpy as np
 import pytest
 
 import data.store
-from data.images import read_image
-from data.store import ImageStore, free_memory
+from data.geometry import fitted_size
+from data.images import image_size, read_image
+from data.store import ImageStore, free_memory, largest_reduction
 from utils.errors import UserError
 
 
@@ -95,3 +97,91 @@ def test_an_unknown_cache_is_refused(files):
 
 def test_free_memory_is_a_plausible_number():
     assert free_memory() is None or 1e6 < free_memory() < 1e15
+
+
+# -- what was loaded last ---------------------------------------------------------------------------------------------
+
+
+def test_remembered_images_are_not_decoded_again_and_the_oldest_are_forgotten(files, no_automatic_cache, monkeypatch):
+    plain, read = store(files), []
+    monkeypatch.setattr(data.store, "read_image", lambda path, *rest: read.append(path) or read_image(path))
+    for index in (0, 1, 0, 1):
+        plain.load(index)
+    assert len(read) == 4
+    read.clear()
+    plain.remember(2)
+    first = plain.load(0)
+    plain.load(1)
+    assert plain.load(0) is first  # now 1 is the oldest
+    plain.load(2)
+    assert len(read) == 3
+    assert plain.load(0) is first
+    plain.load(1)
+    assert len(read) == 4
+
+
+def test_whether_all_images_are_kept_is_known(files, no_automatic_cache):
+    assert store(files, "ram").keeps_all
+    assert not store(files).keeps_all
+    assert not store(files, "disk").keeps_all
+
+
+# -- decoded at a fraction of their size ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("original", "size", "expected"),
+    [((480, 640), (480, 640), 1), ((480, 640), (241, 320), 1), ((480, 640), (240, 320), 2),
+     ((1080, 1920), (360, 640), 2), ((3000, 4000), (480, 640), 4), ((3000, 4000), (240, 320), 8),
+     ((9000, 9000), (64, 64), 8), ((1, 900), (1, 64), 1)],
+)  # fmt: skip
+def test_images_are_never_decoded_smaller_than_they_are_needed(original, size, expected):
+    assert largest_reduction(original, size) == expected
+
+
+@pytest.fixture
+def photographs(shared):
+    """Real ones, of JPEG, of odd sizes too."""
+    paths = sorted(map(str, (shared / "data/bccd/images/val").glob("*.jpg")))[:4]
+    assert len(paths) == 4
+    return paths, np.array([image_size(path) for path in paths], dtype=np.int32)
+
+
+@pytest.mark.parametrize("size", [(320, 320), (160, 160), (77, 77), (64, 200)])
+def test_for_training_large_photographs_are_decoded_smaller_and_look_the_same(photographs, size, no_automatic_cache):
+    paths, _ = photographs
+    training = store(photographs, size=size)
+    for index, path in enumerate(paths):
+        loaded = training.load(index)
+        whole = read_image(path)
+        smooth = cv2.resize(whole, loaded.image.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert loaded.image.shape[:2] == fitted_size(whole.shape[:2], size)
+        assert loaded.original == whole.shape[:2]
+        assert abs(loaded.image.astype(int) - smooth).mean() < 3
+
+
+def test_for_training_only_a_fraction_is_decoded_and_for_evaluation_all(photographs, no_automatic_cache, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data.store, "read_image", lambda path, *rest: asked.append(rest) or read_image(path, *rest))
+    store(photographs, size=(160, 160)).load(0)
+    store(photographs, "ram", size=(320, 320))
+    assert asked == [(4,)] + [(2,)] * 4  # 640 x 480 at 160 x 120, and at 320 x 240
+    asked.clear()
+    ImageStore(*photographs, (160, 160), smooth=True, cache="", where="val").load(0)
+    assert asked == [()]
+
+
+def test_what_cannot_be_decoded_at_a_fraction_is_decoded_once(files, no_automatic_cache, monkeypatch):
+    read = []
+    monkeypatch.setattr(data.store, "read_image", lambda path, *rest: read.append(path) or read_image(path, *rest))
+    loaded = store(files, size=(12, 16)).load(0)  # of PNG
+    assert len(read) == 1
+    np.testing.assert_array_equal(loaded.image, cv2.resize(read_image(files[0][0]), (16, 12)))
+
+
+def test_a_file_that_is_no_longer_of_its_size_is_decoded_whole(photographs, tmp_path, no_automatic_cache):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data.store.Path(photographs[0][0]).read_bytes())
+    loaded = store(([str(path)], np.array([[900, 1200]], dtype=np.int32)), size=(64, 64)).load(0)
+    assert loaded.original == read_image(path).shape[:2]
+    np.testing.assert_array_equal(loaded.image, store(([str(path)], np.array([[64, 64]]))).load(0).image)

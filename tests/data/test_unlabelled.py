@@ -13,7 +13,7 @@ import torch
 import data.labels
 import data.store
 from data.augment import paste_in
-from data.dataset import Sample, collate_quad
+from data.batch import Sample, collate_quad
 from data.loader import train_loader
 from data.sampler import TrainSampler, rectangles
 from data.spec import read_data
@@ -187,9 +187,9 @@ def test_mosaics_and_mixups_never_mix_the_groups(make, tmp_path):
 def test_unlabelled_images_are_mixed_among_themselves(make):
     loader = training(make(), MIXED)
     draw = np.random.default_rng(0)
-    partners = {loader.dataset._partners(LABELLED + 1, 1, draw)[0] for _ in range(200)}
+    partners = {loader.dataset._composer.partners(LABELLED + 1, 1, (), draw)[0] for _ in range(200)}
     assert partners == set(range(LABELLED, LABELLED + UNLABELLED))
-    partners = {loader.dataset._partners(1, 1, draw)[0] for _ in range(200)}
+    partners = {loader.dataset._composer.partners(1, 1, (), draw)[0] for _ in range(200)}
     assert partners == set(range(LABELLED))
 
 

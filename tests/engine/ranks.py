@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
+from torch._dynamo.utils import counters
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from distill.build import build_distillation
 from distill.task import DistillationTask
+from engine.compiled import compile_networks
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
 from engine.trainer import Trainer, wrap
@@ -115,6 +117,10 @@ def main(folder: Path) -> None:
 
     seen["after"] = train(distillation(), rank, folder / "run", epochs=2)  # in the second the teacher is off
     seen["moving"] = train(distillation(**MOVING), rank, folder / "moving", epochs=3)
+    task = distillation()
+    compile_networks(task.networks(), one_shape=True, graphs=False, backend="eager")
+    seen["compiled"] = train(task, rank, folder / "compiled", epochs=2)
+    seen["graphs"] = counters["stats"]["unique_graphs"]
     distributed.barrier()
     torch.save(seen, folder / f"rank{rank}.pt")
     distributed.destroy_process_group()

@@ -113,7 +113,6 @@ def test_every_column_is_a_tensorboard_scalar(tmp_path: Path) -> None:
 
 def test_figures_are_labels_first_batches_and_curves(tmp_path: Path) -> None:
     figures, table = Figures(tmp_path, ("a", "b")), CsvTable(tmp_path / "results.csv")
-    figures.on_fit_start(trainer())
     batch = Batch(torch.rand(2, 3, 64, 64), torch.tensor([[0, 1, 0.5, 0.5, 0.2, 0.2]]), torch.ones(2))
     for step in range(5):
         figures.on_step_end(trainer(), Progress(0, step, 3, 5), batch, TERMS)

@@ -129,3 +129,10 @@ def test_student_adapters_teacher_its_average_and_balance_have_moved(ranks: Modu
     )
     assert {key for key in learner if key.endswith("weight")} <= different(learner, average)
     assert (after["balance.weights"] != 1).tolist() == [False, False, False, True]  # of the deepest pair alone
+
+
+def test_compiled_networks_train_alike_and_are_not_compiled_anew_when_an_epoch_wraps_them(seen: list[dict]) -> None:
+    for rank in seen:
+        assert rank["compiled"].keys() == rank["after"].keys()
+        assert all(torch.equal(rank["compiled"][name], value) for name, value in rank["after"].items())
+        assert rank["graphs"] == 3  # teacher, student, and the student without one that looks at its layers

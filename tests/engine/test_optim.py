@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from engine.optim import (
+    FUSED,
     GROUPS,
     OPTIMIZERS,
     Recipe,
@@ -18,6 +19,7 @@ from engine.optim import (
     choose,
     decay,
     decay_scale,
+    form,
     parameter_groups,
 )
 from utils.errors import UserError
@@ -65,6 +67,36 @@ def test_every_optimizer_descends(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def curve(name: str, **plainly: bool) -> torch.Tensor:
+    """Weights of a small net after ten steps; `plainly`, with an optimizer that goes through them one by one."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    module.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(module, Recipe(name, 0.01, 0.9, 0.1), 0.01)
+    assert optimizer.param_groups[0]["fused"]
+    if plainly:
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group.update(plainly)
+    for step in range(10):
+        module[2].requires_grad_(step > 4)  # learns later than the rest
+        optimizer.zero_grad()
+        module(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_fused_form_of_an_optimizer_makes_the_same_steps(name: str) -> None:
+    torch.testing.assert_close(curve(name), curve(name, fused=False, foreach=False), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_that_no_fused_kernel_takes_are_stepped_all_the_same() -> None:
+    assert form("SGD", nn.Linear(2, 2)) == {"fused": True}
+    assert form("SGD", nn.Linear(2, 2, device="meta")) == {}
+    assert form("RAdam", nn.Linear(2, 2)) == {}
 
 
 def test_auto_takes_adamw_for_short_runs_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

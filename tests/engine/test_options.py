@@ -146,7 +146,7 @@ def test_two_sizes_are_height_and_width_and_the_log_says_so(caplog: pytest.LogCa
         (train, "--label-smoothing nan", "--label-smoothing: got 'nan', expected a number in [0, 1)"),
         (train, "--cos-lr --linear-lr", "--cos-lr and --linear-lr contradict each other; give one of them"),
         (train, "--adam --optimizer SGD", "--optimizer and --adam contradict each other; give one of them"),
-        (train, "--cache tape", "--cache: got 'tape'; known: ram, disk"),
+        (train, "--cache tape", "--cache: got 'tape'; known: ram, disk, packed"),
         (val, "--rect --no-rect", "--rect and --no-rect contradict each other; give one of them"),
         (val, "--iou 2", "--iou-thres: got '2', expected a number in [0, 1]"),
         (val, "--task study", "--task: got 'study'; known: train, val, test, speed"),

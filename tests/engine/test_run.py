@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from data.device_loader import DeviceLoader
 from engine import checkpoint
 from engine.options import train_options
 from engine.run import Session, freeze, open_session, rounded_size
@@ -226,6 +227,31 @@ def test_sync_bn_on_a_cpu_is_one_line(opens: Opens, caplog: pytest.LogCaptureFix
     assert caplog.text.count("--sync-bn: needs several CUDA ranks") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--batch", 64), {"one_shape": True, "graphs": True}),
+        (("--batch", 4), {"one_shape": True, "graphs": False}),  # gradients of 16 batches are collected
+        (("--batch", 64, "--multi-scale"), {"one_shape": False, "graphs": False}),
+        (("--batch", 64, "--rect"), {"one_shape": False, "graphs": False}),
+    ],
+)
+def test_compiled_networks_are_replayed_whole_only_where_each_step_is_like_the_last(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch, words: tuple[Any, ...], expected: dict[str, bool]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("engine.run.require_compiler", lambda device: None)
+    monkeypatch.setattr("engine.run.compile_networks", lambda *args, **more: asked.append((*args, more)))
+    monkeypatch.setattr("engine.run.Trainer.fit", lambda self: self.plan)
+    session = opens("--cfg", "yolov5p", "--compile", *words)
+    model = session.student()
+    plan: Any = session.fit(DetectionTask(model, session.criterion(model)))
+    ((networks, one_shape, more),) = asked
+    assert networks == [model]
+    assert {"one_shape": one_shape, **more} == expected
+    assert plan.compile
+
+
 def test_a_batch_is_shared_evenly_by_all_ranks(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
     session = opens("--cfg", "yolov5p")
     monkeypatch.setattr("engine.run.dist.world_size", lambda: 3)
@@ -248,6 +274,31 @@ def test_a_run_leaves_what_it_promises_and_is_complete(opens: Opens, caplog: pyt
     with caplog.at_level(logging.INFO):
         assert again.fit(DetectionTask(model, again.criterion(model))).epochs_run == 0
     assert "is complete: nothing to resume" in caplog.text
+
+
+def test_a_run_whose_images_the_device_draws_learns_the_same(opens: Opens) -> None:
+    """The device is a CPU here, so that the two kinds of loader are all that differs."""
+    batches, losses = [], []
+    for place in ("device", "cpu"):
+        session = opens("--cfg", "yolov5p", "--cache", "packed", "--augment-on", place, "--epochs", 2)
+        assert isinstance(session.loader, DeviceLoader) == (place == "device")
+        session.loader.set_epoch(0)
+        batches.append(list(session.loader))
+        assert learnt(session).is_file()
+        rows = np.genfromtxt(session.folder / "results.csv", delimiter=",", names=True)
+        losses.append(np.array([rows[name] for name in rows.dtype.names if name.startswith("train")]))
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.targets, other.targets)
+        assert (one.images.int() - other.images.int()).abs().float().mean() < 1
+    assert losses[0].shape == (3, 2)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+
+
+def test_a_recipe_that_the_device_cannot_draw_is_refused_by_its_key(opens: Opens, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--augment-on device: the recipe's paste_in"):
+        opens(
+            "--cfg", "yolov5p", "--cache", "packed", "--augment-on", "device", "--hyp", recipe(tmp_path, paste_in=0.5)
+        )
 
 
 def test_a_teacher_without_a_description_is_scored_by_its_model_file(opens: Opens, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from models.blocks.base import LayerSpec
 from models.heads import ANCHOR_FREE
 from models.heads.anchor_free import AnchorFreeDetect
 from models.spec import ModelSpec
+from tests.models.confident import assert_confident_rows
 
 CLASSES = 3
 
@@ -77,6 +78,21 @@ def test_half_precision_levels_are_decoded_in_float32(head, maps):
     half = [level.bfloat16() for level in head(maps).levels]
     assert head.decode(half).dtype == torch.float32
     torch.testing.assert_close(head.decode(half), head.decode([level.float() for level in half]))
+
+
+@pytest.mark.parametrize("conf", [0.01, 0.5, 0.9])
+def test_confident_rows_are_those_of_all_that_are_decoded(head, conf):
+    levels = [3 * torch.randn(2, 4 * head.reg_max + CLASSES, *size) for size in ((3, 5), (2, 3))]
+    levels[0][:, -CLASSES:] -= 4
+    assert_confident_rows(head, levels, conf, has_objectness=False)
+    assert_confident_rows(head, [level.bfloat16() for level in levels], conf, has_objectness=False)
+
+
+def test_what_is_not_a_number_is_among_the_confident_rows(head):
+    levels = [torch.full((2, 4 * head.reg_max + CLASSES, *size), -9.0) for size in ((3, 5), (2, 3))]
+    levels[1][1, -1, 0, 2] = torch.nan
+    confident = head.decode_confident(levels, 0.5)
+    assert confident.image.tolist() == [1] and confident.rows.isnan().any()
 
 
 def test_it_starts_near_five_objects_an_image(maps):

@@ -8,6 +8,7 @@ import torch
 from models.heads.anchor import Detect
 from models.heads.bins import BINS, IBin
 from models.heads.implicit import IAuxDetect, IDetect
+from tests.models.confident import assert_confident_rows
 
 ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]]
 
@@ -56,6 +57,20 @@ def test_half_precision_levels_are_decoded_in_float32(head):
     decoded = head.decode(half)
     assert decoded.dtype == torch.float32
     torch.testing.assert_close(decoded, head.decode([level.float() for level in half]))
+
+
+@pytest.mark.parametrize("conf", [0.01, 0.5, 0.9])
+def test_confident_rows_are_those_of_all_that_are_decoded(head, conf):
+    levels = [3 * torch.randn(2, 3, 5, 7, 7), 3 * torch.randn(2, 3, 3, 4, 7)]
+    assert_confident_rows(head, levels, conf, has_objectness=True)
+    assert_confident_rows(head, [level.half() for level in levels], conf, has_objectness=True)
+
+
+def test_what_is_not_a_number_is_among_the_confident_rows(head):
+    levels = [torch.full((2, 3, 5, 7, 7), -9.0), torch.full((2, 3, 3, 4, 7), -9.0)]
+    levels[1][1, 2, 0, 3, 4] = torch.nan
+    confident = head.decode_confident(levels, 0.5)
+    assert confident.image.tolist() == [1] and confident.rows.isnan().any()
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from utils.boxes import (
     around,
@@ -51,6 +51,11 @@ def test_a_box_goes_to_the_original_by_hand():
 
 def test_a_box_lies_around_its_point():
     assert around(torch.tensor([2.5, 1.5]), torch.tensor([1.0, 0.5, 2, 3])).tolist() == [1.5, 1.0, 4.5, 4.5]
+
+
+def test_overlaps_equal_torchvision():
+    boxes, others = some_corners(40), some_corners(30)
+    assert torch.equal(iou_matrix(boxes, others), box_iou(boxes, others))
 
 
 def test_the_way_there_and_back_changes_nothing():

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from utils.ema import ModelEma
+from models.families import read_spec
+from models.yolo import Model
+from utils.ema import ModelEma, _state
 
 
 def net() -> nn.Module:
@@ -46,3 +48,21 @@ def test_early_on_it_forgets_quickly() -> None:
         model.weight.fill_(5)
     ema.update(model)
     assert ema.model.weight.item() == pytest.approx(5, abs=0.01)
+
+
+def test_what_is_averaged_is_what_is_saved() -> None:
+    model = Model(read_spec("yolov5p"), 2)
+    ema = ModelEma(model)
+    averaged = {tensor.data_ptr() for tensor in _state(ema.model)}
+    assert averaged == {tensor.data_ptr() for tensor in ema.model.state_dict().values()}
+
+
+def test_a_tensor_that_is_replaced_is_followed() -> None:
+    model = net()
+    ema = ModelEma(model, decay=0.0)
+    ema.update(model)
+    model[0].weight = nn.Parameter(torch.full((3, 3), 5.0))
+    model[1].register_buffer("running_mean", torch.full((3,), 7.0))
+    ema.update(model)
+    assert torch.equal(ema.model[0].weight, model[0].weight)
+    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)

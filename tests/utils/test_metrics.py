@@ -10,155 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.metrics import (
-    IOU_THRESHOLDS,
-    ConfusionMatrix,
-    Evaluation,
-    agreement,
-    average_precision,
-    evaluate,
-    fitness,
-    match,
-    pair_off,
-)
+from tests.utils.scored import data_set, slow_match
+from utils.matching import IOU_THRESHOLDS, match
+from utils.metrics import ConfusionMatrix, Evaluation, agreement, evaluate, fitness, pair_off
 
 NAMES = ("disc", "ring", "bar", "never seen")
-SIZE = 400
-
-
-def overlap(a: list[float], b: list[float]) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union if union > 0 else 0.0
-
-
-def some_labels(rng: np.random.Generator, count: int) -> Tensor:
-    first = rng.uniform(0, SIZE * 0.7, (count, 2))
-    last = first + rng.uniform(15, SIZE * 0.3, (count, 2))
-    return torch.tensor(np.concatenate((rng.integers(0, 3, (count, 1)), first, last), axis=1), dtype=torch.float32)
-
-
-def some_detections(rng: np.random.Generator, labels: Tensor, spread: float = 5, wrong: int = 6) -> Tensor:
-    """Each label found about once, some twice or not at all or as another class, and some that are nowhere."""
-    found = labels[rng.integers(0, max(len(labels), 1), len(labels) * 2)] if len(labels) else labels
-    found = torch.cat((found, some_labels(rng, wrong)))
-    boxes = found[:, 1:] + torch.tensor(rng.normal(0, spread, (len(found), 4)), dtype=torch.float32)
-    other = torch.tensor(rng.random(len(found)) < 0.1)
-    classes = torch.where(other, (found[:, 0] + 1) % 3, found[:, 0])
-    sure = torch.tensor(rng.beta(2, 2, len(found)), dtype=torch.float32)
-    sure[-wrong:] *= 0.7
-    detections = torch.cat((boxes, sure[:, None], classes[:, None]), dim=1)
-    return detections[sure.argsort(descending=True)]
-
-
-def data_set(seed: int = 0, images: int = 30, **options) -> list[tuple[Tensor, Tensor]]:
-    """(detections, labels) of each image; some without labels."""
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for _ in range(images):
-        labels = some_labels(rng, int(rng.integers(0, 9)))
-        pairs.append((some_detections(rng, labels, **options), labels))
-    return pairs
 
 
 def stats_of(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
-    return [(match(found, labels), found[:, 4], found[:, 5], labels[:, 0]) for found, labels in pairs]
-
-
-# -- matching ----------------------------------------------------------------------------------------------------------
-
-
-def slow_match(detections: Tensor, labels: Tensor, threshold: float) -> list[bool]:
-    """Pairs by falling overlap, each detection keeps its first; then each label keeps its first detection."""
-    pairs = []
-    for d, detection in enumerate(detections.tolist()):
-        for n, label in enumerate(labels.tolist()):
-            if detection[5] == label[0] and overlap(detection[:4], label[1:]) >= threshold:
-                pairs.append((overlap(detection[:4], label[1:]), d, n))
-    claims: dict[int, int] = {}
-    for _, d, n in sorted(pairs, key=lambda pair: -pair[0]):
-        claims.setdefault(d, n)
-    winners: dict[int, int] = {}
-    for d in sorted(claims):
-        winners.setdefault(claims[d], d)
-    return [d in winners.values() for d in range(len(detections))]
-
-
-def slow_first_choice(detections: Tensor, labels: Tensor, threshold: float) -> list[bool]:
-    """The most confident first: each takes the label that it overlaps most, of those that are left."""
-    left, right = dict(enumerate(labels.tolist())), []
-    for detection in detections.tolist():
-        near = [(overlap(detection[:4], label[1:]), n) for n, label in left.items() if label[0] == detection[5]]
-        near = [pair for pair in near if pair[0] >= threshold]
-        right.append(bool(near))
-        if near:
-            del left[max(near)[1]]
-    return right
-
-
-def crowd(rng: np.random.Generator, count: int) -> Tensor:
-    """Boxes on one heap, of two classes: (count, 5)."""
-    first, last = rng.uniform(0, 12, (count, 2)), rng.uniform(40, 52, (count, 2))
-    return torch.tensor(np.concatenate((rng.integers(0, 2, (count, 1)), first, last), axis=1), dtype=torch.float32)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_whoever_is_turned_away_may_claim_the_next(seed):
-    rng = np.random.default_rng(seed)
-    labels, found = crowd(rng, 12), crowd(rng, 30)
-    detections = torch.cat((found[:, 1:], torch.linspace(0.9, 0.1, 30)[:, None], found[:, :1]), dim=1)
-    right = match(detections, labels, metric="ultralytics")
-    assert right.T.tolist() == [slow_first_choice(detections, labels, threshold) for threshold in IOU_THRESHOLDS]
-    once = match(detections, labels)
-    assert not torch.equal(right, once) and right.sum() > once.sum()
-
-
-def test_one_gives_way_to_a_more_confident_one_that_was_turned_away():
-    labels = torch.tensor([[0, 0, 0, 10, 10], [0, 0, 2, 10, 12], [0, 0, 4, 10, 14]])
-    detections = torch.tensor(
-        [[0, 2, 10, 12, 0.9, 0], [0, 1.9, 10, 12, 0.8, 0], [0, 0.2, 10, 10, 0.7, 0], [0, 3.8, 10, 14, 0.6, 0]]
-    )
-    right = match(detections, labels, [0.5], "ultralytics")
-    assert right.flatten().tolist() == slow_first_choice(detections, labels, 0.5)
-    assert right.sum() == 3
-
-
-def test_matching_equals_a_loop_at_every_threshold():
-    for detections, labels in data_set():
-        right = match(detections, labels)
-        expected = [slow_match(detections, labels, threshold) for threshold in IOU_THRESHOLDS]
-        assert right.T.tolist() == expected
-
-
-def test_each_label_is_found_once():
-    labels = torch.tensor([[0.0, 10, 10, 50, 50]])
-    detections = torch.tensor([[10.0, 10, 50, 50, 0.9, 0]] * 3)
-    assert match(detections, labels).any(dim=1).tolist() == [True, False, False]
-
-
-def test_the_more_confident_of_two_is_right_though_the_other_fits_better():
-    labels = torch.tensor([[0.0, 0, 0, 100, 100]])
-    detections = torch.tensor([[0.0, 0, 100, 70, 0.9, 0], [0, 0, 100, 100, 0.8, 0]])
-    right = match(detections, labels)
-    assert right[0].tolist() == [True] * 5 + [False] * 5  # overlap 0.7
-    assert right[1].tolist() == [False] * 5 + [True] * 5
-
-
-def test_a_class_mistaken_is_not_right():
-    labels = torch.tensor([[1.0, 10, 10, 50, 50]])
-    assert not match(torch.tensor([[10.0, 10, 50, 50, 0.9, 0]]), labels).any()
-
-
-@pytest.mark.parametrize(("found", "present"), [(0, 0), (0, 3), (3, 0)])
-def test_matching_with_nothing_on_a_side(found, present):
-    right = match(torch.rand(found, 6), torch.rand(present, 5))
-    assert right.shape == (found, 10) and not right.any()
-
-
-def test_matching_takes_arrays():
-    detections, labels = data_set()[0]
-    assert torch.equal(match(detections.numpy(), labels.numpy()), match(detections, labels))
+    rights = match(*zip(*pairs, strict=True)) if pairs else []
+    return [
+        (right, found[:, 4], found[:, 5], labels[:, 0]) for right, (found, labels) in zip(rights, pairs, strict=True)
+    ]
 
 
 # -- average precision -------------------------------------------------------------------------------------------------
@@ -278,21 +141,6 @@ def test_perfect_detections_score_one():
     assert evaluation.map == pytest.approx(0.995, abs=1e-6) and evaluation.map50 == pytest.approx(evaluation.map)
     assert evaluation.precision == evaluation.recall == 1
     assert fitness(evaluation) == pytest.approx(evaluation.map)
-
-
-def test_average_precision_of_a_known_curve():
-    # half of the labels are found without a mistake, and nothing more
-    recall, precision = np.array([0.25, 0.5]), np.array([1.0, 1.0])
-    heights = [1.0] * 51 + [1 - (r - 0.5) / 0.5 for r in np.linspace(0.51, 1, 50)]
-    expected = sum((heights[i] + heights[i + 1]) / 200 for i in range(100))
-    assert average_precision(recall, precision) == pytest.approx(expected)
-
-
-def test_the_curve_may_drop_where_recall_ends():
-    # 51 points of precision 1, up to recall 0.5, then 50 of 0: 50 whole trapezoids and a half one
-    recall, precision = np.array([0.25, 0.505]), np.array([1.0, 1.0])
-    assert average_precision(recall, precision, "ultralytics") == pytest.approx(0.505)
-    assert average_precision(recall, precision, "yolov5") > 0.74
 
 
 def test_scores_with_a_drop_are_below_those_with_a_line_and_else_equal():

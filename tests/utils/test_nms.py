@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from utils import nms
-from utils.nms import highest_scores, non_max_suppression
+from utils.nms import confident_rows, highest_scores, non_max_suppression, suppressed
+from utils.types import DecodedRows
 
 
 def decoded_rows(images: int = 2, count: int = 300, num_classes: int = 3, size: float = 320) -> Tensor:
@@ -18,6 +19,10 @@ def decoded_rows(images: int = 2, count: int = 300, num_classes: int = 3, size: 
     centres = heaps.gather(1, which[..., None].expand(-1, -1, 2)) + torch.randn(images, count, 2) * 4
     sides = torch.rand(images, count, 2) * 30 + 20
     return torch.cat((centres, sides, torch.rand(images, count, 1 + num_classes)), dim=-1)
+
+
+def all_rows(decoded: Tensor) -> DecodedRows:
+    return confident_rows(decoded, -1)
 
 
 def overlap(a: list[float], b: list[float]) -> float:
@@ -60,7 +65,7 @@ def test_survivors_equal_those_of_a_loop(conf, max_det, multi_label, agnostic):
         assert torch.allclose(obtained, expected, atol=1e-3)
 
 
-def test_trying_few_candidates_first_changes_nothing():
+def test_competing_a_few_at_a_time_changes_nothing():
     decoded = decoded_rows(images=1, count=4000)
     for max_det in (1, 20, 300):
         (obtained,) = non_max_suppression(decoded, max_det=max_det)
@@ -69,6 +74,40 @@ def test_trying_few_candidates_first_changes_nothing():
         kept = batched_nms(boxes, scores, torch.arange(3).repeat(4000), 0.6)
         assert torch.allclose(obtained[:, 4], scores[kept][:max_det])
         assert torch.allclose(obtained[:, :4], boxes[kept][:max_det], atol=1e-3)
+
+
+def test_images_whose_rows_are_mixed_are_told_apart():
+    """Heads put out level after level, and each has rows of every image."""
+    decoded = decoded_rows(images=3)
+    parts = [all_rows(part) for part in decoded.split((100, 150, 50), dim=1)]
+    rows, image = torch.cat([part.rows for part in parts]), torch.cat([part.image for part in parts])
+    expected = non_max_suppression(decoded)
+    assert all(torch.equal(*pair) for pair in zip(suppressed(DecodedRows(rows, image, 3)), expected, strict=True))
+    highest = [highest_scores(part) for part in (DecodedRows(rows, image, 3), all_rows(decoded))]
+    assert all(torch.equal(*pair) for pair in zip(*highest, strict=True))
+
+
+def test_equal_boxes_of_equal_confidence_leave_the_first():
+    """Each box is there twice, and one of both survives: the one whose row comes first, though all are as confident."""
+    decoded = decoded_rows(images=1, num_classes=1, count=500)
+    decoded[..., 4:] = 0.5
+    decoded[..., :2] = torch.arange(500)[:, None] * 100.0
+    decoded[..., 2:4] = 50
+    decoded[:, 250:, :4] = decoded[:, :250, :4]
+    (found,) = non_max_suppression(decoded, max_det=1000)
+    assert torch.equal(found[:, 0], decoded[0, :250, 0] - 25)
+
+
+def test_far_away_classes_lose_no_digits():
+    """Boxes a thousand pixels out, of the last of many classes, which overlap by just more and just less than 0.6."""
+    rows = torch.zeros(1, 4, 5 + 1000)
+    rows[0, :, :4] = torch.tensor(
+        [[1000.0, 1000, 10, 10], [1000, 1000, 10, 6.001], [50, 50, 10, 10], [50, 50, 10, 5.999]]
+    )
+    rows[0, :, 4] = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    rows[0, :, -1] = 1
+    (found,) = non_max_suppression(rows)
+    assert found[:, 4].tolist() == pytest.approx([0.9, 0.7, 0.6])
 
 
 def test_boxes_left_of_the_image_suppress_no_other_class():
@@ -143,7 +182,7 @@ def test_the_input_is_not_edited_and_half_precision_is_not_spread():
 @pytest.mark.parametrize(("conf", "max_det"), [(0.001, 300), (0.5, 300), (0.001, 7), (1.0, 7)])
 def test_the_highest_scores_are_those_of_a_loop(conf, max_det, multi_label):
     decoded = decoded_rows()
-    for rows, obtained in zip(decoded, highest_scores(decoded, conf, max_det, multi_label), strict=True):
+    for rows, obtained in zip(decoded, highest_scores(all_rows(decoded), conf, max_det, multi_label), strict=True):
         expected = torch.tensor(slow_suppression(rows, conf, 1.0, max_det, multi_label, False)).view(-1, 6)
         assert torch.allclose(obtained, expected, atol=1e-3)
 
@@ -154,11 +193,11 @@ def test_the_highest_scores_are_those_of_the_best_boxes_first_and_then_of_their_
     scores = decoded[0, :, 5:] * decoded[0, :, 4:5]
     boxes = scores.amax(dim=1).topk(20).indices
     best = scores[boxes].flatten().topk(20).values
-    torch.testing.assert_close(highest_scores(decoded, 0.001, 20)[0][:, 4], best)
+    torch.testing.assert_close(highest_scores(all_rows(decoded), 0.001, 20)[0][:, 4], best)
 
 
 def test_the_highest_scores_of_some_classes_leave_out_rows_that_are_not_finite():
     decoded = decoded_rows(images=1)
     decoded[0, 0] = torch.nan
-    (found,) = highest_scores(decoded, 0.0, 5000, classes=[0, 2])
+    (found,) = highest_scores(all_rows(decoded), 0.0, 5000, classes=[0, 2])
     assert found[:, 5].unique().tolist() == [0, 2] and len(found) == 2 * 299

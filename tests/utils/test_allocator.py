@@ -1,0 +1,47 @@
+"""Memory that is freed and taken again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from utils import allocator
+from utils.files import ROOT
+
+# pages that the system had to clear while blocks of 40 MB were taken and freed ten times
+FAULTS = """
+import resource
+import torch
+from utils.allocator import keep_freed_memory
+{keep}
+def count():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):  # until it has settled where blocks lie
+    torch.ones(10_000_000)
+before = count()
+for _ in range(10):
+    torch.ones(10_000_000)
+print(count() - before)
+"""
+
+
+def faults(keep: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS.format(keep=keep)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not allocator.keep_freed_memory(), reason="needs the GNU C library")
+def test_freed_memory_is_taken_again_without_asking_the_system():
+    kept = faults("keep_freed_memory()")
+    assert kept < 100 < faults("")  # 97,660 pages of 4 kB; the system may give larger ones
+
+
+@pytest.mark.parametrize(("system", "library"), [("darwin", ("", "")), ("win32", ("", "")), ("linux", ("musl", ""))])
+def test_other_systems_are_left_alone(monkeypatch, system, library):
+    monkeypatch.setattr(allocator.sys, "platform", system)
+    monkeypatch.setattr(allocator.platform, "libc_ver", lambda: library)
+    assert not allocator.keep_freed_memory()
