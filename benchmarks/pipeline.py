@@ -186,9 +186,13 @@ def own_loader(
     try:
         store.SMALL = 0.0
         given = {"image_size": size, "batch_size": batch_size, "stride": 32, "seed": 0, "workers": workers}
-        return train_loader(data, hyp, cache="ram" if cache == "ram" else "", mosaic_pool=mosaic_pool, **given)
+        loader = train_loader(data, hyp, cache="ram" if cache == "ram" else "", mosaic_pool=mosaic_pool, **given)
     finally:
         store.SMALL = small
+    if cache == "ram":
+        for index in range(len(loader.dataset)):
+            loader.dataset.store.load(index)
+    return loader
 
 
 def decoded(paths: Sequence[str], count: int) -> Pass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import shutil
 from collections import OrderedDict
@@ -54,7 +55,8 @@ class Cached(NamedTuple):
 
 
 class ImageStore:
-    """`store.load(index)`. The cache is filled before workers are forked, so they share its pages.
+    """`store.load(index)`. What is kept in memory is shared with workers that are forked, and decoded when it is first
+    asked for, by whoever asks: a run begins at once, and every image is decoded once.
 
     Args:
         shapes: (n, 2) height and width of the originals.
@@ -82,8 +84,9 @@ class ImageStore:
         self._recent: OrderedDict[int, Loaded] = OrderedDict()  # the latest last
         self._remembered = 0
         self._pack: tuple[Path, str] | None = None  # its file and its key
+        self._keeping = False  # in memory, whatever was asked for
         if cache == "ram" or not cache:
-            self._fill(where, asked=cache == "ram")
+            self._keep_in_memory(where, asked=cache == "ram")
         elif cache == "packed":
             self._fill_pack(where, source)
 
@@ -93,6 +96,8 @@ class ImageStore:
             height, width = self.shapes[index].tolist()
             return Loaded(self._cached().image(index), (height, width))
         loaded = self._recent.pop(index, None) or self._read(index)
+        if self._keeping:
+            self._keep(index, loaded)
         if self._remembered:
             self._recent[index] = loaded  # as the latest
             if len(self._recent) > self._remembered:
@@ -102,7 +107,7 @@ class ImageStore:
     @property
     def keeps_all(self) -> bool:
         """Whether no image has to be decoded again."""
-        return bool(self._filled.all())
+        return self._keeping or self._pack is not None
 
     def remember(self, count: int) -> None:
         """Keeps so many images that are decoded anew, those that were asked for last; each process its own."""
@@ -149,7 +154,7 @@ class ImageStore:
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
-    def _fill(self, where: str, asked: bool) -> None:
+    def _keep_in_memory(self, where: str, asked: bool) -> None:
         total, free = self._place_all(), free_memory()
         if not asked and total > SMALL:
             return
@@ -158,7 +163,9 @@ class ImageStore:
                 log.warning("%s: --cache ram needs %.1f GB of %.1f GB that are free; nothing is cached",
                             where, total / 1e9, free / 1e9)  # fmt: skip
             return
-        self._filled = self._fill_all(np.empty(total, dtype=np.uint8), f"{where}: loading {total / 1e6:.0f} MB")
+        self._pixels, filled = shared_memory(total), shared_memory(len(self.paths))
+        self._filled = filled.view(np.bool_)
+        self._keeping = True
         log.info("%s: images are kept in memory, %.0f MB", where, total / 1e6)
 
     def _place_all(self) -> int:
@@ -167,7 +174,7 @@ class ImageStore:
         return int(self._offsets[-1])
 
     def _fill_all(self, pixels: NDArray[np.uint8], title: str) -> NDArray[np.bool_]:
-        """Decodes all images into `pixels`, which are the store's from now on; says which of them could be read."""
+        """Decodes all images into `pixels`; says which of them could be read."""
         self._pixels = pixels
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             done = pool.map(self._fill_one, range(len(self.paths)))
@@ -175,10 +182,14 @@ class ImageStore:
             return np.fromiter(bar, dtype=np.bool_, count=len(self.paths))
 
     def _fill_one(self, index: int) -> bool:
-        loaded = self._read(index)
+        return self._keep(index, self._read(index))
+
+    def _keep(self, index: int, loaded: Loaded) -> bool:
+        """Writes an image into its place, if it is what it should be; otherwise grey. Says which."""
         start, stop = self._offsets[index], self._offsets[index + 1]
         fits = loaded.readable and loaded.original == tuple(self.shapes[index].tolist())
         self._pixels[start:stop] = loaded.image.ravel() if fits else GREY
+        self._filled[index] = fits  # last: another process may be about to read it
         return fits
 
     # -- packed --------------------------------------------------------------------------------------------------------
@@ -203,7 +214,7 @@ class ImageStore:
                 found = read_pack(path, key, len(self.paths), total)
             except OSError as error:
                 log.warning("%s: --cache packed: %s: %s; nothing is cached", where, path, error.strerror)
-        self._pixels = np.empty(0, dtype=np.uint8)  # of the file while it was written
+        self._pixels, self._filled = np.empty(0, dtype=np.uint8), np.zeros(len(self.paths), dtype=np.bool_)
         if found is not None:
             self._pack, (self._pixels, self._filled) = (path, key), found
             log.info("%s: images are packed in %s, %.0f MB", where, path, total / 1e6)
@@ -243,6 +254,11 @@ class ImageStore:
     def _disk_suffices(self, where: str) -> bool:
         needed = int(self.shapes.astype(np.int64).prod(axis=1).sum()) * 3
         return room_for(Path(self.paths[0]).parent, needed, f"{where}: --cache disk")
+
+
+def shared_memory(size: int) -> NDArray[np.uint8]:
+    """Zeros that processes forked from this one read and write, too; taken from the system as they are written."""
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=np.uint8, count=size)
 
 
 def largest_reduction(original: Size, size: Size) -> int:

@@ -181,7 +181,10 @@ def test_samples_of_another_order_are_copied(order):
 
 def test_drawing_writes_into_no_image(make_data):
     dataset = training(make_data(7), RICH)
+    for index in range(7):
+        dataset.store.load(index)  # and is kept
     before = dataset.store._pixels.copy()
+    assert before.any()
     dataset.__getitems__(keys(dataset, 40))
     np.testing.assert_array_equal(dataset.store._pixels, before)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 
 import cv2
@@ -32,24 +33,39 @@ def no_automatic_cache(monkeypatch):
 
 def test_caches_give_the_same_pixels(files, no_automatic_cache):
     plain, memory, disk = store(files), store(files, "ram"), store(files, "disk")
-    assert memory._filled.all()
-    assert not plain._filled.any()
     for index in range(3):
-        for cached in (memory, disk, disk):
+        for cached in (memory, memory, disk, disk):
             assert cached.load(index).original == plain.load(index).original
             np.testing.assert_array_equal(cached.load(index).image, plain.load(index).image)
 
 
 def test_small_sets_are_kept_in_memory_without_being_asked(files):
-    assert store(files)._filled.all()
+    assert store(files).keeps_all
+
+
+def test_what_is_kept_in_memory_is_decoded_once_and_by_whoever_asks_first(files, monkeypatch):
+    memory, read = store(files, "ram"), []
+    monkeypatch.setattr(data.store, "read_image", lambda path, *rest: read.append(path) or read_image(path))
+    assert not read  # a run begins without waiting for images
+    child = multiprocessing.get_context("fork").Process(target=memory.load, args=(1,))
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    seen = memory.load(1)
+    assert not read
+    np.testing.assert_array_equal(seen.image, store(files, "disk").load(1).image)
+    read.clear()
+    for _ in range(2):
+        memory.load(0)
+    assert read == [files[0][0]]
 
 
 def test_memory_that_does_not_suffice_is_not_taken(files, monkeypatch, caplog):
     monkeypatch.setattr(data.store, "free_memory", lambda: 1000.0)
-    assert not store(files, "ram")._filled.any()
+    assert not store(files, "ram").keeps_all
     assert "--cache ram needs" in caplog.text
     caplog.clear()
-    assert not store(files)._filled.any()
+    assert not store(files).keeps_all
     assert not caplog.text
 
 
@@ -164,8 +180,8 @@ def test_for_training_only_a_fraction_is_decoded_and_for_evaluation_all(photogra
     asked = []
     monkeypatch.setattr(data.store, "read_image", lambda path, *rest: asked.append(rest) or read_image(path, *rest))
     store(photographs, size=(160, 160)).load(0)
-    store(photographs, "ram", size=(320, 320))
-    assert asked == [(4,)] + [(2,)] * 4  # 640 x 480 at 160 x 120, and at 320 x 240
+    store(photographs, "ram", size=(320, 320)).load(0)
+    assert asked == [(4,), (2,)]  # 640 x 480 at 160 x 120, and at 320 x 240
     asked.clear()
     ImageStore(*photographs, (160, 160), smooth=True, cache="", where="val").load(0)
     assert asked == [()]

@@ -221,7 +221,7 @@ def test_a_single_image_is_prepared_as_in_evaluation(rectangles, kind):
 def test_caches_give_the_same_pixels_and_frames(rectangles, cache, monkeypatch):
     monkeypatch.setattr(data.store, "SMALL", 0)
     plain, cached = evaluation(rectangles, VIEWS["both"]), evaluation(rectangles, VIEWS["both"], cache=cache)
-    assert cached.dataset.store._filled.all() == (cache == "ram")
+    assert cached.dataset.store.keeps_all == (cache == "ram")
     for _ in range(2):  # the second time from the disk
         for one, other in zip(plain, cached, strict=True):
             assert torch.equal(one.images, other.images)
