@@ -46,7 +46,8 @@ PATHS: Mapping[str, FastPath] = {
     "placed tiles": FastPath(switch="placing"),  # resized straight to where they are seen, no canvas and no warp
     "reduced decoding": FastPath(switch="reducing"),  # of JPEGs, at the next larger of 1/2, 1/4, 1/8
     "pool": FastPath(off=("--mosaic-pool", "0")),  # the other tiles of a mosaic are of the images decoded last
-    "device": FastPath(on=("--cache", "packed", "--augment-on", "device"), shipped=False),
+    # scenes are all that it can draw
+    "device": FastPath(on=("--cache", "packed", "--augment-on", "device"), switch="placing", shipped=False),
     "compile": FastPath(on=("--compile",), shipped=False),
 }
 
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arm(name: str, on: Sequence[str]) -> Arm:
     """The plain way, but for these fast paths."""
     words = [word for key, path in PATHS.items() for word in (path.on if key in on else path.off)]
-    switches = [path.switch for key, path in PATHS.items() if path.switch and key not in on]
-    return Arm(name, words=tuple(words), off=(*ALWAYS_OFF, *switches))
+    switches = dict.fromkeys(path.switch for path in PATHS.values() if path.switch)
+    left_on = {PATHS[key].switch for key in on}
+    return Arm(name, words=tuple(words), off=(*ALWAYS_OFF, *(name for name in switches if name not in left_on)))
 
 
 def parser() -> argparse.ArgumentParser:

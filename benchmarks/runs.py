@@ -77,7 +77,10 @@ def measure(bench: Bench, peers: Mapping[str, str], options: argparse.Namespace)
                     ready = PREPARED if own == "yolov5" else "import sys\n"
                     code = ready + TRAIN[own].format(root=str(ROOT), words=command(bench, own, model, epochs))
                     jobs[own, model, epochs] = lambda s=own, words=(python, "-c", code): bench.spent(s, words)
-    return rounds(jobs, options.rounds, warm_up=0)  # caches of labels are warm after the shortest
+    first = [key for key in jobs if key[2] == 1]
+    for key in first:  # caches of labels and files are warm then
+        jobs[key]()
+    return rounds(jobs, options.rounds, warm_up=0)
 
 
 def command(bench: Bench, side: str, model: str, epochs: int) -> list[str]:

@@ -139,13 +139,13 @@ class Step:
         recipe = replace(choose("SGD", hyp, 1, data.num_classes), momentum=0.9)
         optimizer = build_optimizer(task, recipe, hyp.weight_decay * decay_scale(job.batch_size, hyp.nominal_batch))
         timetable = Timetable(recipe, hyp, "linear", job.batch_size)
-        plan = Plan(job.folder, 100, device, precision, timetable, model.stride)
+        plan = Plan(job.folder, 100, device, precision, timetable, model.stride, compile=compiled)
         self.trainer = Trainer(task, optimizer, None, None, plan)
         self.batch, self.device, self.count = batch, device, 0
         self.asked: tuple[Any, Any] = ((), {})
         self.clock = Clock(device)
         for name, module in (("task", task), ("model", model), ("teacher", self.guide)):
-            if module is not None:
+            if module is not None and not compiled:  # a clock within breaks what is compiled into pieces
                 self.clock.watch(name, module)
         if self.guide is not None:
             self.guide.register_forward_pre_hook(self._remember, with_kwargs=True)

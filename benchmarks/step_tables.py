@@ -50,7 +50,10 @@ def report(rows: Sequence[Row], memory: Sequence[Peaks], peers: Sequence[str], w
         parts_table(rows),
     ]
     if memory:
-        parts += [f"Growth of a fresh process to the peak of {PEAK_STEPS} steps, megabytes.", memory_table(memory)]
+        parts += [
+            f"Growth of a fresh process to the peak of {PEAK_STEPS} steps, megabytes; in the precision of a run.",
+            memory_table(memory),
+        ]
     return "\n\n".join(parts)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding  # gathers rows, several times as fast as an index does
 
+from data.augment import hsv_tables
 from data.device_colour import shifted
 from data.geometry import GREY
 from data.picture import Size
@@ -80,6 +81,7 @@ def sketch(scenes: Sequence[Scene], stored: NDArray[np.int64]) -> Sketch:
     layers = [scene.layers[0] for scene in scenes] + [scenes[number].layers[1] for number in mixed]
     turned = np.array([any(tile.place is None for tile in layer.tiles) for layer in layers])
     coloured = [number for number, scene in enumerate(scenes) if scene.gains is not None]
+    tables = [hsv_tables(scene.gains).T for scene in scenes if scene.gains is not None]
     return Sketch(
         scenes[0].size,
         *_placed(layers, stored),
@@ -89,7 +91,7 @@ def sketch(scenes: Sequence[Scene], stored: NDArray[np.int64]) -> Sketch:
         mixed=np.array(mixed, dtype=np.int64),
         share=np.array([scenes[number].share for number in mixed], dtype=np.float32),
         coloured=np.array(coloured, dtype=np.int64),
-        tables=_tables([scenes[number].gains for number in coloured]),
+        tables=np.array(tables, dtype=np.uint8).reshape(-1, 256, 3),
         flip_up_down=np.flatnonzero([scene.flip_up_down for scene in scenes]),
         flip_left_right=np.flatnonzero([scene.flip_left_right for scene in scenes]),
     )
@@ -126,13 +128,6 @@ def _ways(tiles: Sequence[Tile], stored: NDArray[np.int64]) -> tuple[NDArray[np.
     shift = np.where(straight, part[:, :2] - (place[:, :2] - 0.5) * step, -corner) * zoom - 0.5 - low
     region = np.concatenate((low, high), axis=1).astype(np.int64)
     return region, np.stack((step * zoom, shift), axis=2).reshape(len(tiles), 4)
-
-
-def _tables(gains: Sequence[tuple[float, float, float] | None]) -> NDArray[np.uint8]:
-    """(k, 3) factors -> (k, 256, 3) what becomes of each level; hue is in steps of two degrees and goes round."""
-    levels = np.arange(256)[:, None] * np.array(gains, dtype=np.float64).reshape(-1, 1, 3)
-    levels[..., 0] %= 180
-    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 # -- pixels -----------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def load(path: Path, images: Sequence[str], key: str) -> Scanned | None:
             for index, in_label, line, reason in head["problems"]
         )
         return Scanned(**arrays, duplicates=int(head["duplicates"]), problems=problems)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         log.info("%s: unreadable (%s); labels are checked again", path, error)
         return None
 

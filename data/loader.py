@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -18,6 +16,7 @@ from data.labels import Labels, read_labels, require_boxes
 from data.picture import Size
 from data.sampler import EvalSampler, TrainSampler, rectangles, squares, weigh_images
 from data.spec import DataSpec
+from data.store import FORKS
 from data.unlabelled import with_unlabelled
 from data.view import View, open_images
 from utils.hyp import Hyp
@@ -39,7 +38,6 @@ class Loader:
         self.stride = stride
         self.image_size = image_size
         self.workers = workers
-        forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -48,7 +46,7 @@ class Loader:
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
             # forked workers share labels and cached images with us; elsewhere they get copies
-            multiprocessing_context="fork" if workers and forks else None,
+            multiprocessing_context="fork" if workers and FORKS else None,
             persistent_workers=workers > 0,
             # without its own generator a loader draws from torch's, and a run would depend on how often it is read
             generator=torch.Generator().manual_seed(0),
@@ -113,8 +111,8 @@ def train_loader(
         quad: four images as one of twice the height and width.
         augment: False only letterboxes, or stretches.
         unlabelled: an epoch has the data set's unlabelled images too, if it has any; `Batch.labelled` tells them apart.
-        mosaic_pool: images are mixed with so many that their process has lately loaded, see `Pools`; 0, and where none
-            has to be decoded again: with all.
+        mosaic_pool: images are mixed with so many that their process has lately loaded, see `Pools`; 0, and where
+            nothing is mixed or no image is to be decoded again: with all.
 
     Raises:
         UserError: no usable image, or no box at all.
@@ -127,8 +125,10 @@ def train_loader(
     _tell_what_is_left_out(hyp, rect, image_weights)
     plan = rectangles(labels.shapes, batch_size, image_size, stride, 0.0, labels.labelled) if rect else None
     dataset = TrainImages(labels, store, spec.num_classes, hyp, size=image_size, seed=seed, augment=augment)
-    pool = 0 if store.keeps_all or rect else mosaic_pool
-    store.remember(pool + batch_size if pool else 0)
+    mixes = hyp.mosaic > 0 and not (rect or image_weights or store.keeps_all)
+    pool = mosaic_pool if mixes else 0
+    groups = 2 if labels.unlabelled else 1  # labelled and unlabelled images have a pool each
+    store.remember(groups * pool + batch_size if pool else 0)
     sampler = TrainSampler(
         len(labels), batch_size, image_size, seed=seed, rank=rank, world_size=world_size, rectangles=plan,
         labelled=labels.labelled, pool=pool, processes=max(1, workers),

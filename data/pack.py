@@ -71,7 +71,7 @@ def read_pack(path: Path, key: str, count: int, size: int) -> Pack | None:
             log.info("%s: images or settings have changed; they are packed again", path)
             return None
         return Pack(np.asarray(np.memmap(path, np.uint8, mode="r", shape=(size + 3,))), filled)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         log.warning("%s: no whole pack (%s); images are packed again", path, error)
         return None
 

@@ -6,6 +6,7 @@ import logging
 import mmap
 import os
 import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 CACHES = ("", "ram", "disk", "packed")
 SMALL = 512e6  # bytes of pixels that are kept in memory without being asked
 REDUCTIONS = (2, 4, 8)  # at which JPEG files can be decoded
+FORKS = sys.platform == "linux"  # loader processes are forks, which share memory with us; elsewhere they get copies
+TAKEN_AT_ONCE = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0) if FORKS else 0
 SPARE = 1.2  # of the free memory or disk, this much must remain for each byte of cache
 
 
@@ -56,7 +59,8 @@ class Cached(NamedTuple):
 
 class ImageStore:
     """`store.load(index)`. What is kept in memory is shared with workers that are forked, and decoded when it is first
-    asked for, by whoever asks: a run begins at once, and every image is decoded once.
+    asked for, by whoever asks: a run begins at once, and every image is decoded once. Where workers are no forks,
+    all is decoded before they begin.
 
     Args:
         shapes: (n, 2) height and width of the originals.
@@ -84,7 +88,9 @@ class ImageStore:
         self._recent: OrderedDict[int, Loaded] = OrderedDict()  # the latest last
         self._remembered = 0
         self._pack: tuple[Path, str] | None = None  # its file and its key
-        self._keeping = False  # in memory, whatever was asked for
+        self._keeping = False  # in memory, whatever is asked for
+        # what was asked for, and not what memory or disk allowed: samples must not depend on the machine
+        self.keeps_all = cache in ("ram", "packed") or (not cache and self._place_all() <= SMALL)
         if cache == "ram" or not cache:
             self._keep_in_memory(where, asked=cache == "ram")
         elif cache == "packed":
@@ -103,11 +109,6 @@ class ImageStore:
             if len(self._recent) > self._remembered:
                 self._recent.popitem(last=False)
         return loaded
-
-    @property
-    def keeps_all(self) -> bool:
-        """Whether no image has to be decoded again."""
-        return self._keeping or self._pack is not None
 
     def remember(self, count: int) -> None:
         """Keeps so many images that are decoded anew, those that were asked for last; each process its own."""
@@ -163,9 +164,12 @@ class ImageStore:
                 log.warning("%s: --cache ram needs %.1f GB of %.1f GB that are free; nothing is cached",
                             where, total / 1e9, free / 1e9)  # fmt: skip
             return
-        self._pixels, filled = shared_memory(total), shared_memory(len(self.paths))
-        self._filled = filled.view(np.bool_)
-        self._keeping = True
+        if FORKS:
+            self._pixels, filled = shared_memory(total), shared_memory(len(self.paths))
+            self._filled = filled.view(np.bool_)
+            self._keeping = True
+        else:
+            self._filled = self._fill_all(np.empty(total, dtype=np.uint8), f"{where}: loading {total / 1e6:.0f} MB")
         log.info("%s: images are kept in memory, %.0f MB", where, total / 1e6)
 
     def _place_all(self) -> int:
@@ -182,15 +186,16 @@ class ImageStore:
             return np.fromiter(bar, dtype=np.bool_, count=len(self.paths))
 
     def _fill_one(self, index: int) -> bool:
-        return self._keep(index, self._read(index))
+        self._keep(index, self._read(index))
+        if not self._filled[index]:
+            self._pixels[self._offsets[index] : self._offsets[index + 1]] = GREY
+        return bool(self._filled[index])
 
-    def _keep(self, index: int, loaded: Loaded) -> bool:
-        """Writes an image into its place, if it is what it should be; otherwise grey. Says which."""
-        start, stop = self._offsets[index], self._offsets[index + 1]
-        fits = loaded.readable and loaded.original == tuple(self.shapes[index].tolist())
-        self._pixels[start:stop] = loaded.image.ravel() if fits else GREY
-        self._filled[index] = fits  # last: another process may be about to read it
-        return fits
+    def _keep(self, index: int, loaded: Loaded) -> None:
+        """Writes an image into its place, if it is what it should be."""
+        if loaded.readable and loaded.original == tuple(self.shapes[index].tolist()):
+            self._pixels[self._offsets[index] : self._offsets[index + 1]] = loaded.image.ravel()
+            self._filled[index] = True  # last: another process may be about to read it
 
     # -- packed --------------------------------------------------------------------------------------------------------
 
@@ -257,8 +262,11 @@ class ImageStore:
 
 
 def shared_memory(size: int) -> NDArray[np.uint8]:
-    """Zeros that processes forked from this one read and write, too; taken from the system as they are written."""
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=np.uint8, count=size)
+    """Zeros that processes forked from this one read and write, too.
+
+    They are taken from the system at once: what has been promised counts as used when the next one asks what is free.
+    """
+    return np.frombuffer(mmap.mmap(-1, max(size, 1), flags=TAKEN_AT_ONCE), dtype=np.uint8, count=size)
 
 
 def largest_reduction(original: Size, size: Size) -> int:

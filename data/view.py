@@ -144,7 +144,10 @@ class ViewStore(ImageStore):
 
     def _original(self, index: int) -> Image | None:
         image = super()._original(index)
-        return None if image is None else self.view.show(image, self.size, self.smooth)
+        if image is None:
+            return None
+        shown = self.view.show(image, self.size, self.smooth)
+        return shown if shown is image or shown.base is not image else shown.copy()  # or a crop would keep the whole
 
 
 def open_images(

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CPU_COMPILERS = ("g++", "clang++", "c++", "cl")
+C_COMPILERS = ("gcc", "clang")  # of which Triton takes one, where CC names none
 
 
 def compile_networks(networks: Iterable[nn.Module], one_shape: bool, graphs: bool, backend: Any = "inductor") -> None:
@@ -45,10 +45,16 @@ def require_compiler(device: torch.device) -> None:
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             raise UserError("--compile: Triton is not installed, which PyTorch needs for it on a GPU; leave it out")
-        return
-    named = os.environ.get("CXX", "")
-    if not any(shutil.which(name) for name in ((named,) if named else CPU_COMPILERS)):
+        _require("C", [os.environ["CC"]] if os.environ.get("CC") else C_COMPILERS)
+    else:
+        from torch._inductor import config  # which says what it looks for on this system
+
+        _require("C++", [name for name in config.cpp.cxx if name])
+
+
+def _require(language: str, names: Sequence[str]) -> None:
+    if not any(shutil.which(name) for name in names):
         raise UserError(
-            f"--compile: there is no C++ compiler ({f'CXX is {named}' if named else ' or '.join(CPU_COMPILERS[:2])}), "
-            "which PyTorch needs for it on a CPU; install one, or leave --compile out"
+            f"--compile: there is no {language} compiler here ({' or '.join(names)}), which PyTorch needs for it; "
+            "install one, or leave --compile out"
         )

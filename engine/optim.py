@@ -82,7 +82,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(module: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.Optimizer:
     """The optimizer over everything in `module` that may learn."""
     groups = parameter_groups(module, weight_decay)
-    optimizer = OPTIMIZERS[recipe.name](groups, recipe.lr0, recipe.momentum, **form(recipe.name, module))
+    optimizer = OPTIMIZERS[recipe.name](groups, recipe.lr0, recipe.momentum, **fused_form(recipe.name, module))
     if isinstance(optimizer, torch.optim.SGD) and recipe.momentum > 0:
         # the fused kernel cannot take parameters that begin to learn after others; zeros make the same first step
         for group in groups:
@@ -92,7 +92,15 @@ def build_optimizer(module: nn.Module, recipe: Recipe, weight_decay: float) -> t
     return optimizer
 
 
-def form(name: str, module: nn.Module) -> dict[str, bool]:
+def lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Brings the state of each parameter into its layout: fused kernels walk through memory and look at no strides."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def fused_form(name: str, module: nn.Module) -> dict[str, bool]:
     """How an optimizer of PyTorch goes through the parameters: fused where it can, else as it chooses itself."""
     learners = [parameter for parameter in module.parameters() if parameter.requires_grad]
     plain = all(p.device.type in ("cpu", "cuda") and p.dtype is torch.float32 for p in learners)

@@ -7,6 +7,7 @@ spellings that people bring from YOLOv5 and YOLOv7 work; those of features that 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from utils.config import from_mapping, read_yaml, to_mapping, write_mapping
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.hyp import read_hyp
+
+log = logging.getLogger(__name__)
 
 # what runs where the user names neither a model nor data; one flag of theirs replaces one entry
 DEMO: Mapping[str, Any] = MappingProxyType(
@@ -292,4 +295,11 @@ def resumed(options: R, stored: R) -> R:
     for name in sorted(options.explicit - _RESUME_TAKES):
         raise UserError(f"--resume goes on with the run's own options: leave out {spelling(name)}")
     changed = options.explicit - {"project"}  # it only says where to look
+    for name in sorted(changed & {"workers", "cache"}):
+        if getattr(stored, "mosaic_pool", 0) and getattr(options, name) != getattr(stored, name):
+            log.info(
+                "%s is not that of the run so far: where images are decoded anew, its mosaics will be made of other "
+                "images than without the interruption (--mosaic-pool)",
+                spelling(name),
+            )
     return dataclasses.replace(stored, explicit=options.explicit, **{name: getattr(options, name) for name in changed})

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from engine import checkpoint
 from engine.callbacks import Callback, EpochRecord, Outcome
 from engine.evaluator import Evaluator
+from engine.optim import lay_out_alike
 from engine.plan import Plan
 from engine.precision import autocast
 from utils import dist
@@ -259,6 +260,7 @@ class Trainer:
         self.ema.updates = state["ema_updates"]
         self.task.load_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_alike(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.optimizer_steps = state["optimizer_steps"]
         self.best = Best(state["best_fitness"], state["best_epoch"])

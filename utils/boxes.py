@@ -40,7 +40,11 @@ def to_tensor(boxes: Tensor, frame: Frame) -> Tensor:
 
 
 def iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
-    """Overlap of each xyxy box with each other: (N, 4) and (M, 4) -> (N, M) in [0, 1], 0 where both are empty."""
+    """Overlap of each xyxy box with each other: (N, 4) and (M, 4) -> (N, M) in [0, 1], 0 where both are empty.
+
+    Float32 at least: areas are beyond the range of half precision.
+    """
+    boxes, others = (b.float() if b.dtype in (torch.float16, torch.bfloat16) else b for b in (boxes, others))
     first = torch.maximum(boxes[:, None, :2], others[:, :2])
     last = torch.minimum(boxes[:, None, 2:], others[:, 2:])
     sides = (last - first).clamp(min=0)  # (N, M, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from utils.types import DecodedRows
 from utils.vision import nms
 
 MOST_CANDIDATES = 30000  # an image; suppression is quadratic in them
-AT_ONCE = 2  # candidates for each detection wanted that compete at a time
+AT_ONCE = 2  # candidates for each detection wanted that compete at a time: of a trained model's about half survive
+LEAST_AT_ONCE = 512  # fewer take no less time
 
 
 def non_max_suppression(
@@ -65,15 +67,15 @@ def suppressed(
     if decoded.rows.device.type == "mps":  # which has no float64
         decoded = DecodedRows(decoded.rows.cpu(), decoded.image.cpu(), decoded.images)
 
-    def survivors(own: Tensor) -> Tensor:
-        return _survivors(_ordered(own, MOST_CANDIDATES), iou, max_det, agnostic)
-
     # image by image: suppressing all in one call takes memory quadratic in B
-    candidates = _candidates(decoded, conf, multi_label, classes)
+    candidates = [_ordered(own, MOST_CANDIDATES) for own in _candidates(decoded, conf, multi_label, classes)]
+    boxes = [_apart(own, agnostic) for own in candidates]
+    tasks = candidates, boxes, repeat(iou), repeat(max_det)
     if decoded.rows.device.type != "cpu":
-        return list(map(survivors, candidates))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the kernel itself takes one core
-        return list(pool.map(survivors, candidates))
+        return list(map(_survivors, *tasks))
+    # the kernel itself takes one core; nothing that is done here is large enough for PyTorch to take more
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), decoded.images))) as pool:
+        return list(pool.map(_survivors, *tasks))
 
 
 def highest_scores(
@@ -98,12 +100,20 @@ def finite_rows(decoded: DecodedRows) -> Tensor:
     return decoded.rows.isfinite().all(dim=1)
 
 
-def _candidates(
-    decoded: DecodedRows, conf: float, multi_label: bool, classes: Sequence[int] | None
-) -> tuple[Tensor, ...]:
+def _candidates(decoded: DecodedRows, conf: float, multi_label: bool, classes: Sequence[int] | None) -> list[Tensor]:
     """Of each image (m, 6) xyxy, confidence, class: its rows in their order, a row's classes in theirs."""
     kept = finite_rows(decoded) & (decoded.rows[:, 4] > conf)
     rows, image = (decoded.rows, decoded.image) if bool(kept.all()) else (decoded.rows[kept], decoded.image[kept])
+    if bool((image[1:] < image[:-1]).any()):  # heads give level after level
+        image, order = image.sort(stable=True)
+        rows = rows[order]
+    own = rows.split(image.bincount(minlength=decoded.images).tolist())
+    # image by image: a row may stand for as many candidates as there are classes
+    return [_of_rows(rows, conf, multi_label, classes) for rows in own]
+
+
+def _of_rows(rows: Tensor, conf: float, multi_label: bool, classes: Sequence[int] | None) -> Tensor:
+    """(n, 5 + C) decoded rows of an image to (m, 6) xyxy, confidence, class."""
     scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label:
         row, label = (scores > conf).nonzero(as_tuple=True)
@@ -113,14 +123,7 @@ def _candidates(
         (row,) = (best > conf).nonzero(as_tuple=True)
         confidence, label = best[row], likeliest[row]
     found = torch.cat((xywh_to_xyxy(rows[:, :4])[row], confidence[:, None], label[:, None].to(rows.dtype)), dim=1)
-    image = image[row]
-    if classes is not None:
-        wanted = torch.isin(found[:, 5], found.new_tensor(list(classes)))
-        found, image = found[wanted], image[wanted]
-    if bool((image[1:] < image[:-1]).any()):  # heads give level after level
-        image, order = image.sort(stable=True)
-        found = found[order]
-    return found.split(image.bincount(minlength=decoded.images).tolist())
+    return found if classes is None else found[torch.isin(found[:, 5], found.new_tensor(list(classes)))]
 
 
 def _ordered(candidates: Tensor, most: int) -> Tensor:
@@ -128,18 +131,25 @@ def _ordered(candidates: Tensor, most: int) -> Tensor:
     return candidates[candidates[:, 4].argsort(descending=True, stable=True)[:most]]
 
 
-def _survivors(candidates: Tensor, iou: float, max_det: int, agnostic: bool) -> Tensor:
+def _apart(candidates: Tensor, agnostic: bool) -> Tensor:
+    """Their boxes (m, 4) in float64, those of each class so far from others that they cannot overlap."""
+    boxes = candidates[:, :4].double()
+    if agnostic or not len(boxes):
+        return boxes
+    return boxes + candidates[:, 5:] * (boxes.max() - boxes.min() + 1)  # in float64 that changes no overlap
+
+
+def _survivors(candidates: Tensor, boxes: Tensor, iou: float, max_det: int) -> Tensor:
     """The first that greedy suppression leaves of (m, 6) candidates in order of confidence, in that order.
 
     Whether a box survives depends on more confident survivors alone. So they compete a few at a time against those who
     have survived, until there are enough.
+
+    Args:
+        boxes: (m, 4) see `_apart`.
     """
-    boxes = candidates[:, :4].double()
-    if not agnostic:  # classes lie apart, and in float64 no box changes its overlaps by that
-        extent = (boxes.max() - boxes.min() + 1) if len(boxes) else 1
-        boxes = boxes + candidates[:, 5:] * extent
     kept = torch.zeros(0, dtype=torch.long, device=candidates.device)
-    for few in torch.arange(len(candidates), device=candidates.device).split(AT_ONCE * max(max_det, 1)):
+    for few in torch.arange(len(candidates), device=candidates.device).split(max(AT_ONCE * max_det, LEAST_AT_ONCE)):
         rivals = torch.cat((kept, few))
         ranks = torch.arange(len(rivals), 0, -1, device=rivals.device, dtype=boxes.dtype)  # no ties for it to break
         kept = rivals[nms(boxes[rivals], ranks, iou)]

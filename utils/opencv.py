@@ -11,20 +11,27 @@ from utils.errors import UserError
 
 
 class _Absent:
-    """Raises as soon as anything of OpenCV is asked for."""
+    """Raises as soon as anything of OpenCV is asked for.
+
+    Args:
+        reason: why it could not be imported.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
 
     def __getattr__(self, name: str) -> Any:
         raise UserError(
-            f"OpenCV is not installed (cv2.{name} is needed): pip install opencv-python-headless; without it, what "
-            "works is training with --cache packed --augment-on device"
+            f"OpenCV cannot be used (cv2.{name} is needed; {self._reason}): pip install opencv-python-headless; "
+            "without it, what works is training with --cache packed --augment-on device"
         )
 
 
 def _opencv() -> Any:
     try:
         import cv2
-    except ImportError:
-        return _Absent()
+    except ImportError as error:
+        return _Absent(str(error))
     return cv2
 
 

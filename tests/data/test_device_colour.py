@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from data.augment import hsv_tables
 from data.device_colour import shifted, to_bgr, to_hsv
-from data.device_draw import _tables
+
+
+def _tables(gains):
+    """(k, 256, 3) of k pictures."""
+    return np.stack([hsv_tables(one).T for one in gains])
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,7 @@ def test_batches_with_a_pool_can_be_repeated_with_as_many_workers(make_data, not
     """The epoch depends on how many processes share it: with none and with one it is the same."""
     file = make_data(20)
     batches = {workers: list(training(file, mosaic_pool=6, workers=workers)) for workers in (0, 1, 2)}
+    assert [training(file, mosaic_pool=6, workers=workers).sampler.processes for workers in (0, 1, 2)] == [1, 1, 2]
     again = list(training(file, mosaic_pool=6, workers=2))
     for one, other in ((batches[0], batches[1]), (batches[2], again)):
         for first, second in zip(one, other, strict=True):
@@ -186,8 +187,18 @@ def test_images_in_memory_need_no_pool(make_data, monkeypatch):
     monkeypatch.setattr(data.store, "SMALL", 0)
     assert training(file, mosaic_pool=6).sampler.pool == 6
     assert training(file, mosaic_pool=6, rect=True).sampler.pool == 0
+    assert training(file, mosaic_pool=6, image_weights=True).sampler.pool == 0
+    assert training(file, replace(MOSAICS, mosaic=0), mosaic_pool=6).sampler.pool == 0
     for one, other in zip(in_memory, plain, strict=True):
         assert torch.equal(one.images, other.images)
+
+
+def test_whether_there_is_a_pool_does_not_depend_on_the_memory_that_is_free(make_data, monkeypatch):
+    file = make_data(12)
+    for free in (1e12, 1e3):
+        monkeypatch.setattr(data.store, "free_memory", lambda free=free: free)
+        assert training(file, mosaic_pool=6).sampler.pool == 0
+        assert training(file, mosaic_pool=6, cache="ram").sampler.pool == 0
 
 
 def test_pictures_and_scenes_draw_the_same_partners(make_data, nothing_in_memory):

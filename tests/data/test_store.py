@@ -60,12 +60,36 @@ def test_what_is_kept_in_memory_is_decoded_once_and_by_whoever_asks_first(files,
     assert read == [files[0][0]]
 
 
+@pytest.mark.skipif(free_memory() is None, reason="this system does not say how much memory is free")
+def test_memory_that_is_promised_is_not_promised_again():
+    before = free_memory()
+    kept = data.store.shared_memory(400_000_000)
+    assert before - free_memory() > 200e6
+    assert not kept.any()
+
+
+def test_a_read_that_fails_leaves_what_another_process_has_read(files, monkeypatch):
+    memory = store(files, "ram")
+    image = memory.load(0).image.copy()
+    memory._filled[0] = False  # as if two had begun to read it at once, and the second could not
+    monkeypatch.setattr(data.store, "read_image", lambda *_: None)
+    assert not memory.load(0).readable
+    np.testing.assert_array_equal(memory._cached().image(0), image)
+
+
+def test_without_forks_all_is_decoded_before_workers_are_started(files, monkeypatch):
+    monkeypatch.setattr(data.store, "FORKS", False)
+    memory = store(files, "ram")
+    assert memory._filled.all()
+    np.testing.assert_array_equal(memory.load(2).image, store(files, "disk").load(2).image)
+
+
 def test_memory_that_does_not_suffice_is_not_taken(files, monkeypatch, caplog):
     monkeypatch.setattr(data.store, "free_memory", lambda: 1000.0)
-    assert not store(files, "ram").keeps_all
+    assert not store(files, "ram")._keeping
     assert "--cache ram needs" in caplog.text
     caplog.clear()
-    assert not store(files).keeps_all
+    assert not store(files)._keeping
     assert not caplog.text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from engine.compiled import compile_networks, require_compiler
@@ -106,6 +106,17 @@ def test_copies_of_a_compiled_network_are_plain(ranks: ModuleType) -> None:
 
 
 def test_without_a_compiler_it_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"--compile: there is no C.. compiler .CXX is no-such-compiler"):
-        compile_networks([nn.Linear(1, 1)], one_shape=True, graphs=False)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    with pytest.raises(UserError, match=r"--compile: there is no C.. compiler here .no-such-compiler., which PyTorch"):
+        require_compiler(CPU)
+
+
+def test_on_a_gpu_it_takes_triton_and_the_compiler_that_triton_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--compile: Triton is not installed"):
+        require_compiler(torch.device("cuda"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"there is no C compiler here .gcc or clang."):
+        require_compiler(torch.device("cuda"))

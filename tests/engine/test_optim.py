@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -19,7 +20,8 @@ from engine.optim import (
     choose,
     decay,
     decay_scale,
-    form,
+    fused_form,
+    lay_out_alike,
     parameter_groups,
 )
 from utils.errors import UserError
@@ -94,9 +96,9 @@ def test_the_fused_form_of_an_optimizer_makes_the_same_steps(name: str) -> None:
 
 
 def test_parameters_that_no_fused_kernel_takes_are_stepped_all_the_same() -> None:
-    assert form("SGD", nn.Linear(2, 2)) == {"fused": True}
-    assert form("SGD", nn.Linear(2, 2, device="meta")) == {}
-    assert form("RAdam", nn.Linear(2, 2)) == {}
+    assert fused_form("SGD", nn.Linear(2, 2)) == {"fused": True}
+    assert fused_form("SGD", nn.Linear(2, 2, device="meta")) == {}
+    assert fused_form("RAdam", nn.Linear(2, 2)) == {}
 
 
 def test_auto_takes_adamw_for_short_runs_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,3 +174,28 @@ def test_apply_writes_momentum_or_betas() -> None:
         timetable().apply(optimizer, progress)
         group = optimizer.param_groups[0]
         assert (group["momentum"] if name == "SGD" else group["betas"][0]) == pytest.approx(0.937)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_state_of_another_layout_is_brought_into_that_of_its_parameter(name: str) -> None:
+    """PyTorch's fused kernels read it as it lies in memory, and say nothing."""
+
+    def module(layout: torch.memory_format) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 4, 3).to(memory_format=layout)
+
+    def trained(one: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        one.zero_grad()
+        one(images).square().sum().backward()
+        optimizer.step()
+        return one.weight.detach().clone()
+
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    saved, plain = module(torch.channels_last), module(torch.contiguous_format)
+    optimizers = [build_optimizer(one, Recipe(name, 1e-3, 0.9, 0.0), 0.0) for one in (saved, plain)]
+    for _ in range(2):
+        trained(saved, optimizers[0])
+    plain.load_state_dict(saved.state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    lay_out_alike(optimizers[1])
+    torch.testing.assert_close(trained(plain, optimizers[1]), trained(saved, optimizers[0]))

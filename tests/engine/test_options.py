@@ -272,3 +272,12 @@ def test_default_workers_do_not_outnumber_the_cores(monkeypatch: pytest.MonkeyPa
     for cores, workers in ((1, 1), (4, 4), (64, 8)):
         monkeypatch.setattr(module.os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
         assert train(MINE).workers == workers
+
+
+def test_what_the_pool_of_a_resumed_run_depends_on_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    stored = train_options(["--weights", "yolov5n.pt", "--data", "d.yaml", "--workers", "2"])
+    for words, said in ((["--workers", "2"], False), (["--workers", "4"], True), (["--cache", "ram"], True)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            resumed(train_options(["--resume", *words]), stored)
+        assert ("--mosaic-pool" in caplog.text) == said

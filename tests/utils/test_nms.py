@@ -76,6 +76,17 @@ def test_competing_a_few_at_a_time_changes_nothing():
         assert torch.allclose(obtained[:, :4], boxes[kept][:max_det], atol=1e-3)
 
 
+def test_a_crowd_around_one_object_takes_few_rounds(monkeypatch):
+    """Wherever few detections are wanted, and nearly all candidates are suppressed."""
+    boxes = torch.tensor([100.0, 100, 50, 50]) + 0.01 * torch.rand((1, 2000, 4))
+    decoded = torch.cat((boxes, 0.5 + torch.rand((1, 2000, 2)) / 2), dim=2)
+    rounds = []
+    monkeypatch.setattr(nms, "nms", lambda *given, kernel=nms.nms: rounds.append(1) or kernel(*given))
+    (found,) = non_max_suppression(decoded, max_det=2)
+    assert len(found) == 1
+    assert len(rounds) <= 4
+
+
 def test_images_whose_rows_are_mixed_are_told_apart():
     """Heads put out level after level, and each has rows of every image."""
     decoded = decoded_rows(images=3)
