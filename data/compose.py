@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data.augment import boxes_left_right, boxes_up_down, hsv_gains, mixup_share, mosaic_corners
 from data.geometry import candidates, fitted_size, place, random_matrix, visible_boxes, warp_boxes, warp_points
 from data.labels import Labels
-from data.picture import Floats, Polygons, Size, boxes_as_polygons, clip
+from data.picture import Floats, Polygons, Size, clip, outlined
 from data.sampler import Key
 from data.scene import Layer, Scene, Tile
 from data.view import View
@@ -156,12 +156,8 @@ class Composer:
     def _outlines(self, indices: Sequence[int], boxes: Floats, corners: Floats, sides: Floats) -> Polygons:
         """The corners of the box stand for an object without an outline."""
         outlines = [outline for index in indices for outline in self.labels.polygons(index)]
-        plain = boxes_as_polygons(boxes).points.reshape(-1, 4, 2)
-        parts = [
-            outline * side + corner if len(outline) else box
-            for outline, side, corner, box in zip(outlines, sides, corners, plain, strict=True)
-        ]
-        return Polygons(np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64))
+        ways = zip(outlines, sides, corners, strict=True)
+        return outlined([outline * side + corner for outline, side, corner in ways], boxes)
 
 
 # -- ways into the output ---------------------------------------------------------------------------------------------

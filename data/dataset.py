@@ -18,7 +18,7 @@ from data.compose import Composer
 from data.draw import Easel, write_planes
 from data.geometry import GREY, fitted_size, letterbox, place, random_affine, resize
 from data.labels import Labels
-from data.picture import Floats, Image, Picture, Polygons, Size
+from data.picture import Floats, Image, Picture, Polygons, Size, outlined
 from data.sampler import EvalKey, Key
 from data.scene import Scene
 from data.ssd import ssd
@@ -85,12 +85,8 @@ class LabelledImages(Dataset):
         if not self.labels.has_polygons or not loaded.readable:
             return None
         scale = np.array(loaded.image.shape[1::-1], dtype=np.float32)
-        outlines = self.labels.polygons(index)
-        boxes = boxes_in_pixels(self.labels[index], loaded)
-        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-        parts = [o * scale if len(o) else c for o, c in zip(outlines, corners, strict=True)]
-        points = np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.float32)
-        return Polygons(points, np.array([len(part) for part in parts], dtype=np.int64))
+        outlines = [outline * scale for outline in self.labels.polygons(index)]
+        return outlined(outlines, boxes_in_pixels(self.labels[index], loaded))
 
 
 class TrainImages(LabelledImages):

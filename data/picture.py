@@ -89,3 +89,11 @@ def joined(image: Image, pictures: Sequence[Picture]) -> Picture:
 def boxes_as_polygons(boxes: Floats) -> Polygons:
     """The four corners of every box."""
     return Polygons(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2), np.full(len(boxes), 4, dtype=np.int64))
+
+
+def outlined(outlines: Sequence[Floats], boxes: Floats) -> Polygons:
+    """The outlines, (k, 2) each; the corners of its box stand for an object without one."""
+    corners = boxes_as_polygons(boxes).points.reshape(-1, 4, 2)
+    parts = [outline if len(outline) else box for outline, box in zip(outlines, corners, strict=True)]
+    points = np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.float32)
+    return Polygons(points, np.array([len(part) for part in parts], dtype=np.int64))
