@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = train_options(argv)  # before torch is imported: --help and a misspelt flag answer at once
     from engine.run import open_session
     from engine.task import DetectionTask
-    from utils import dist
     from utils.hyp import distillation_keys
 
     with open_session(options) as session:
@@ -42,16 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         session.fit_anchors(model)
         task = DetectionTask(model, session.criterion(model))
         outcome = session.fit(task, hyp=replace(session.hyp, phases=()))
-        if dist.is_main():
-            conclude(session, outcome.best)
+        conclude(session, outcome.best)
 
 
 def conclude(session: Session, best: Path) -> None:
     """Scores the best weights once more, as they will be deployed: table, metrics.json, figures."""
     from distill.compare import class_table, contender, write_metrics
     from engine.report import draw_report
+    from utils import dist
 
     model, report = session.score(best)
+    if not dist.is_main():
+        return
     student = contender(best, "student", model, report.evaluation, report.speed_ms[1])
     write_metrics(session.folder / "metrics.json", [student])
     if not session.options.noplots:

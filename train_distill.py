@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             frozen=frozen_teacher(session),
             criterion_of=session.criterion,
         )
+        session.settle_batch(task)  # which the baseline shares, though it takes less
         if hyp.pseudo_labels is not None and not session.data.unlabelled:
             log.warning("pseudo_labels: %s has no unlabelled images, so there is nothing to label", options.data)
         scored = []
@@ -85,11 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             baseline.append(("baseline", session.fit(plain_task, folder, hyp=replace(hyp, phases=())).best, ""))
 
         outcome = session.fit(task, callbacks=(KeepTeachers(),))
-        if dist.is_main():
-            files = [outcome.best.with_name(f"{name}.pt") for name in map(str, task.own_terms)]
-            learned = [(path, "") for path in files if path.exists()]
-            teacher_rows = [("teacher", path, cfg) for path, cfg in scored + learned]
-            compare(session, [("student", outcome.best, ""), *teacher_rows, *baseline])
+        files = [outcome.best.with_name(f"{name}.pt") for name in map(str, task.own_terms)]
+        learned = dist.by_main(lambda: [(path, "") for path in files if path.exists()])
+        teacher_rows = [("teacher", path, cfg) for path, cfg in scored + learned]
+        compare(session, [("student", outcome.best, ""), *teacher_rows, *baseline])
 
 
 class KeepTeachers(Callback):
@@ -119,6 +119,7 @@ def load_teachers(session: Session[DistillOptions]) -> list[Model]:
     from models.weights import load_model
     from utils.reproduce import seed_everything
 
+    require_same_teachers(session)
     seed_everything(session.options.seed)  # for weights that no file fills
     teachers = []
     for (weights, cfg), role in zip(session.options.teachers(), others(session), strict=True):
@@ -135,6 +136,39 @@ def load_teachers(session: Session[DistillOptions]) -> list[Model]:
         log.info("teacher %s", f"\n{layer_table(teacher)}" if session.options.verbose else describe(teacher))
         teachers.append(teacher.to(session.device))
     return teachers
+
+
+def require_same_teachers(session: Session[DistillOptions]) -> None:
+    """Writes down what the teachers' files hold; a run that goes on is refused others, unless --t_weights names them.
+
+    Raises:
+        UserError: a file is gone, or holds something else than at the start of the run.
+    """
+    from models.weights import resolve_weights
+    from utils import dist
+    from utils.config import read_yaml, write_mapping
+    from utils.files import digest
+
+    file, options = session.folder / "teachers.yaml", session.options
+    known = dist.from_main(read_yaml(file) if dist.is_main() and session.resuming and file.exists() else {})
+    found = {}
+    for number, (weights, _) in enumerate(options.teachers()):
+        if not weights:
+            continue
+        try:
+            found[f"teacher {number + 1}"] = now = digest(resolve_weights(weights))
+        except UserError as error:
+            raise UserError(f"{error}; if it has moved, say where: --t_weights") from error
+        before = known.get(f"teacher {number + 1}", now)
+        if before != now and "t_weights" not in options.explicit:
+            raise UserError(
+                f"teacher {weights}: not what it was when this run began (SHA-256 {now[:8]}, expected {before[:8]}); "
+                "bring that file back, or say by --t_weights that the run is to go on with this one"
+            )
+        if before != now:
+            log.warning("teacher %s: another one than so far in this run", weights)
+    if dist.is_main() and found != known:
+        write_mapping(file, found)
 
 
 def frozen_teacher(session: Session[DistillOptions]) -> Callable[[Model], Teacher]:
@@ -161,10 +195,11 @@ def validate_teacher(session: Session[DistillOptions], name: str, teacher: Model
         needed: its classes must be the data's; a teacher of features alone may know others.
 
     Returns:
-        Whether it can be scored; on rank 0.
+        Whether it can be scored.
     """
-    if session.evaluator is None:
-        return False
+    from utils import dist
+
+    assert session.evaluator is not None, "`load_data` makes it"
     try:
         scores = session.evaluator(teacher).evaluation
     except UserError as error:
@@ -173,7 +208,7 @@ def validate_teacher(session: Session[DistillOptions], name: str, teacher: Model
         log.info("teacher %s: not scored, it knows other classes; its features are used all the same", name)
         return False
     log.info("teacher %s: mAP50 %.3f, mAP50-95 %.4f on val", name, scores.map50, scores.map)
-    if scores.map50 < 0.01:
+    if scores.map50 < 0.01 and dist.is_main():
         log.warning("the teacher finds next to nothing here: is it trained on these classes and this kind of images?")
     return True
 
@@ -234,15 +269,19 @@ def compare(session: Session[DistillOptions], rows: Sequence[tuple[str, Path, st
     """
     from distill.compare import conclude, contender
     from engine.report import draw_report
+    from utils import dist
 
     contenders, found = [], {}
     for role, weights, cfg in rows:
         model, report = session.score(weights, cfg)
+        if not dist.is_main():
+            continue
         found.setdefault(role, report.detections)
         contenders.append(contender(weights, role, model, report.evaluation, report.speed_ms[1]))
         if role == "student" and not session.options.noplots:
             draw_report(report, session.data.names, session.folder)
-    print(conclude(contenders, found, session.data.names, session.folder, picture=not session.options.noplots))
+    if contenders:
+        print(conclude(contenders, found, session.data.names, session.folder, picture=not session.options.noplots))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     python val.py --weights yolov5s.pt --data coco.yaml --save-json               # pycocotools' scores beside ours
     python val.py --weights yolov5s.pt --data coco128.yaml --task speed --half --device 0
     python val.py --weights yolo26n.pt --data coco.yaml --nms                     # its other branch, with suppression
+    torchrun --nproc_per_node 8 val.py ...                                        # same arguments, same scores
 
 Who is who: the first of --weights is the student, --t_weights the teacher, and further --weights are baselines (the
 student trained without a teacher). Without --t_weights the last of several --weights is the teacher.
@@ -54,14 +55,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def validate(options: ValOptions) -> list[Contender]:
     """Scores every weights file, prints the tables and fills the run folder."""
-    from data.spec import read_data
-    from distill.compare import class_table, conclude, contender, write_metrics
-    from engine.precision import choose_device, describe
-    from engine.start import family_of
-    from utils.files import run_folder
+    from engine.precision import choose_device
+    from utils import dist
 
     device = choose_device(options.device)
-    data = read_data(options.data)
+    with dist.group(device):
+        return score(options, device)
+
+
+def score(options: ValOptions, device: torch.device) -> list[Contender]:
+    """As `validate`, by all ranks together; what came of it is rank 0's to tell."""
+    from data.spec import read_data
+    from distill.compare import conclude, contender, write_metrics
+    from engine.precision import describe
+    from engine.start import family_of
+    from utils import dist
+    from utils.files import run_folder
+
+    data = read_data(options.data, options.runs_scripts)
     if options.single_cls:
         data = data.as_single_class()
     candidates = load(options, device)
@@ -70,27 +81,36 @@ def validate(options: ValOptions) -> list[Contender]:
     stride = max(one.model.stride for one in candidates)
     metric: Any = options.metric or family_of(candidates[0].model.spec).metric
     evaluator = build_evaluator(options, data, device, stride, metric, shown_alike(candidates))
-    folder = run_folder(options.project, options.name, options.exist_ok)
-    print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
+    folder = dist.by_main(lambda: run_folder(options.project, options.name, options.exist_ok))
+    if dist.is_main():
+        print(f"{describe(device, evaluator.precision)}, {options.task} images of {data.source}")
 
     contenders: list[Contender] = []
     found: dict[str, tuple[Detections, ...]] = {}
     for index, one in enumerate(candidates):
         report = evaluator(one.model)
+        if not dist.is_main():
+            continue
         contenders.append(contender(one.weights, one.role, one.model, report.evaluation, report.speed_ms[1]))
         found.setdefault(one.role, report.detections)  # of several baselines the first is shown
-        rows = class_table(report.evaluation).splitlines()
-        everything = options.verbose or (len(candidates) == 1 and data.num_classes <= FEW_CLASSES)
-        print(f"\n{one.role}: {one.weights}", *(rows if everything else rows[:2]), sep="\n")
-        print("an image takes {:.1f} ms to prepare, {:.1f} ms to run, {:.1f} ms to suppress".format(*report.speed_ms))
+        tell(one, report, options.verbose or (len(candidates) == 1 and data.num_classes <= FEW_CLASSES))
         store(report, data.names, folder / f"{index}-{one.role}" if len(candidates) > 1 else folder, options)
-    if len(candidates) > 1:
+    if len(contenders) > 1:
         picture = not options.noplots
         print(f"\n{conclude(contenders, found, data.names, folder, picture=picture, all_classes=options.verbose)}")
-    else:
+    elif contenders:
         write_metrics(folder / "metrics.json", contenders)
         print(f"\nresults: {folder}")
     return contenders
+
+
+def tell(one: Candidate, report: Report, every_class: bool) -> None:
+    """The table of one model."""
+    from distill.compare import class_table
+
+    rows = class_table(report.evaluation).splitlines()
+    print(f"\n{one.role}: {one.weights}", *(rows if every_class else rows[:2]), sep="\n")
+    print("an image takes {:.1f} ms to prepare, {:.1f} ms to run, {:.1f} ms to suppress".format(*report.speed_ms))
 
 
 def roles(options: ValOptions) -> list[tuple[str, str, str]]:
@@ -162,19 +182,23 @@ def build_evaluator(
     from data.loader import eval_loader
     from engine.evaluator import Evaluator
     from engine.run import rounded_size
+    from utils import dist
 
     speed = options.task == "speed"
-    loader = eval_loader(
-        data,
-        "val" if speed else options.task,
-        image_size=rounded_size(options.imgsz, stride),
-        batch_size=options.batch_size,
-        stride=stride,
-        rect=options.rect and not speed,
-        workers=options.workers,
-        single_class=options.single_cls,
-        hyp=hyp,
-    )
+    with dist.main_first():
+        loader = eval_loader(
+            data,
+            "val" if speed else options.task,
+            image_size=rounded_size(options.imgsz, stride),
+            batch_size=options.batch_size,
+            stride=stride,
+            rect=options.rect and not speed,
+            workers=options.workers,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            single_class=options.single_cls,
+            hyp=hyp,
+        )
     return Evaluator(
         loader,
         device,

@@ -23,6 +23,16 @@ PEAKS = ("rss_mb", "cuda_mb")
 
 
 def main(record: Path, words: list[str]) -> None:
+    finished = False
+    try:
+        run(words)
+        finished = True
+    finally:
+        leave(record, finished)
+
+
+def run(words: list[str]) -> None:
+    """Runs a script to its end, without the fast paths that `--off` before its name lists."""
     if words[0] == "--off":
         from benchmarks.switches import switch_off
 
@@ -30,12 +40,7 @@ def main(record: Path, words: list[str]) -> None:
         words = words[2:]
     script, *arguments = words
     sys.argv = [script, *arguments]  # which the run's environment.yaml quotes
-    finished = False
-    try:
-        importlib.import_module(script.removesuffix(".py")).main(arguments)
-        finished = True
-    finally:
-        leave(record, finished)
+    importlib.import_module(script.removesuffix(".py")).main(arguments)
 
 
 def leave(record: Path, finished: bool) -> None:

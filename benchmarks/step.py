@@ -149,23 +149,22 @@ class Step:
                 self.clock.watch(name, module)
         if self.guide is not None:
             self.guide.register_forward_pre_hook(self._remember, with_kwargs=True)
+        self.trainer.stepper.begin(Progress(0, 0, 100, 1000))
         average: Any = WatchedAverage(self.trainer.ema, self.clock)
-        self.trainer.ema = average
-        task.train()
+        self.trainer.stepper.ema = average
 
     def __call__(self) -> Parts:
-        trainer, clock = self.trainer, self.clock
+        stepper, clock = self.trainer.stepper, self.clock
         # a run of many long epochs, in whose warm-up we are: no step moves the weights far
         progress = Progress(0, self.count % 1000, 100, 1000)
         self.count += 1
         clock.marks.clear()
-        trainer.plan.timetable.apply(trainer.optimizer, progress)
         self._wait()
         started = time.perf_counter()
         clock.mark("start")
-        trainer._forward_backward(trainer.task, self.batch, progress, True)
+        terms = stepper.forward_backward(self.batch, progress, True)
         clock.mark("backward out")
-        trainer._step()
+        stepper.finish(terms, progress, True)
         clock.mark("end")
         self._wait()
         return self._parts(time.perf_counter() - started)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,13 +12,14 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.measured import peak_rss
+from benchmarks.memory import resident
 from benchmarks.peers import Peer
 from benchmarks.step import Job, Step, first_batch
 from benchmarks.step_peers import SNIPPETS, publisher, wishes
 from data.spec import read_data
 from engine.precision import choose_device, choose_precision
 from utils.errors import UserError
+from utils.memory import forget_peak
 
 SCRIPT = Path(__file__).with_name("steps.py")
 PEAK_STEPS = 3  # the second is the first with the optimizer's state in memory, and one more for what settles late
@@ -77,21 +76,3 @@ def own_peak(options: argparse.Namespace) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     return resident(peak=True) - before
-
-
-def resident(peak: bool = False) -> int:
-    """Bytes of this process, now or at the most.
-
-    `resource` counts in what the parent had when it started us, so on Linux the system's own file is read.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_rss()
-    found = re.search(rf"^{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-    return 1024 * int(found[1]) if found else peak_rss()
-
-
-def forget_peak() -> None:
-    """What the imports took for a moment is no peak of a step. Linux alone can."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")

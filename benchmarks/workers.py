@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,16 +36,18 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of benchmarks/
 
+from benchmarks.memory import megabytes, require_linux
 from benchmarks.peers import Peer, machine, markdown, read_peers
 from benchmarks.pipeline import SNIPPETS as LOADERS
 from benchmarks.pipeline import augmentation, own_loader
 from data.spec import read_data
-from utils.errors import UserError, exits_cleanly
+from utils.errors import exits_cleanly
 from utils.hyp import DEFAULT, read_hyp
 
 OURS = "here"
 CLASSES = 80
-STATUS = Path("/proc/self/smaps_rollup")
+LINKS = 50_000  # to one file: some file systems allow 65,000
+KINDS = 1000  # of label files
 PATIENCE = 3600.0  # seconds for one answer of a peer: it may have a quarter of a million files to check
 
 
@@ -64,8 +67,7 @@ class Memory(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
-    if not STATUS.exists():
-        raise UserError(f"{STATUS}: there is none; private memory of processes is told by Linux alone")
+    require_linux()
     peers = read_peers(options.peer)
     with tempfile.TemporaryDirectory() as folder:
         file = simulated(Path(folder), options.images, options.boxes)
@@ -86,34 +88,42 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def simulated(folder: Path, images: int, boxes: int) -> Path:
-    """A data set of one picture under many names; gives its YAML file."""
+def simulated(folder: Path, images: int, boxes: int, folders: int = 1, val: int = 0) -> Path:
+    """A data set of one picture under many names; gives its YAML file.
+
+    Args:
+        boxes: labels an image.
+        folders: that the training images are spread over.
+        val: images of validation; 0: those of training.
+    """
     rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (folder / kind / "train").mkdir(parents=True)
+    texts = [_label_text(boxes, rng) for _ in range(KINDS)]
     picture = folder / "picture.jpg"
     cv2.imwrite(str(picture), rng.integers(0, 255, (48, 64, 3)).astype(np.uint8))
-    for index in tqdm(range(images), desc="simulated files", leave=False):
-        name = f"{index:012}"
-        os.link(picture, folder / "images" / "train" / f"{name}.jpg")
-        places = rng.uniform(0.3, 0.7, (boxes, 2)), rng.uniform(0.1, 0.5, (boxes, 2))
-        rows = np.column_stack((rng.integers(0, CLASSES, boxes), *places))
-        lines = [f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in rows.tolist()]
-        (folder / "labels" / "train" / f"{name}.txt").write_text("".join(lines))
+    names = [f"train/{index * folders // images:04}/{index:012}" for index in range(images)]
+    names += [f"val/0000/{index:012}" for index in range(val)]
+    for inner in {Path(name).parent for name in names}:
+        for kind in ("images", "labels"):
+            (folder / kind / inner).mkdir(parents=True)
+    for index, name in enumerate(tqdm(names, desc="simulated files", leave=False)):
+        if index % LINKS == 0:
+            picture = Path(shutil.copy(picture, folder / f"picture{index}.jpg"))
+        os.link(picture, folder / f"images/{name}.jpg")
+        (folder / f"labels/{name}.txt").write_text(texts[index % len(texts)])
     file = folder / "data.yaml"
-    names = [str(index) for index in range(CLASSES)]
-    content = {"path": str(folder), "train": "images/train", "val": "images/train", "names": names}
+    splits = {"train": "images/train", "val": "images/val" if val else "images/train"}
+    content = {"path": str(folder), **splits, "names": [str(index) for index in range(CLASSES)]}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return file
 
 
+def _label_text(boxes: int, rng: np.random.Generator) -> str:
+    places = rng.uniform(0.3, 0.7, (boxes, 2)), rng.uniform(0.1, 0.5, (boxes, 2))
+    rows = np.column_stack((rng.integers(0, CLASSES, boxes), *places))
+    return "".join(f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in rows.tolist())
+
+
 # -- measuring: these functions run in peers' processes too, so they stand alone ---------------------------------------
-
-
-def megabytes(process: Any, kind: str) -> float:
-    """Memory of a process: 'Private' (shared with nobody) or 'Rss' (all that is there)."""
-    with open(f"/proc/{process}/smaps_rollup") as file:  # noqa: PTH123 - stands alone
-        return sum(int(line.split()[1]) for line in file if line.startswith(kind)) * 1024 / 1e6
 
 
 def over_a_pass(loader: Any) -> tuple[float, float]:

@@ -19,6 +19,7 @@ Sides = NDArray[np.float64]  # (n, 2) widths and heights, pixels
 ROUNDS = 30  # of k-means
 GENERATIONS = 1000
 MOST = 20_000  # boxes that the estimate looks at
+BLOCK = 100_000  # boxes that are compared with all anchors at a time: of ten million, gigabytes otherwise
 
 
 class AnchorCheck(NamedTuple):
@@ -38,8 +39,11 @@ def check_anchors(sides: Sides, anchors_px: NDArray, threshold: float) -> Anchor
     """
     if not len(sides):
         return AnchorCheck(1.0, 0.0)
-    reached = _closeness(sides, np.asarray(anchors_px, dtype=np.float64).reshape(-1, 2)) > 1 / threshold
-    return AnchorCheck(float(reached.any(axis=1).mean()), float(reached.sum(axis=1).mean()))
+    anchors, some, all_in_all = np.asarray(anchors_px, dtype=np.float64).reshape(-1, 2), 0, 0
+    for start in range(0, len(sides), BLOCK):
+        reached = _closeness(sides[start : start + BLOCK], anchors) > 1 / threshold
+        some, all_in_all = some + int(reached.any(axis=1).sum()), all_in_all + int(reached.sum())
+    return AnchorCheck(some / len(sides), all_in_all / len(sides))
 
 
 def kmeans_anchors(sides: Sides, count: int, threshold: float, seed: int = 0) -> Sides:
@@ -54,13 +58,14 @@ def kmeans_anchors(sides: Sides, count: int, threshold: float, seed: int = 0) ->
     """
     rng = np.random.default_rng(abs(seed))
     sides = sides[(sides >= 2).any(axis=1)]
+    large = len(sides)
+    if large > MOST:
+        sides = rng.choice(sides, MOST, replace=False)
     if len(np.unique(sides, axis=0)) < count:
         raise UserError(
-            f"{count} anchors cannot be estimated from {len(sides)} boxes over 2 px; use --noautoanchor, or give them "
+            f"{count} anchors cannot be estimated from {large} boxes over 2 px; use --noautoanchor, or give them "
             "in the hyp file (anchors)"
         )
-    if len(sides) > MOST:
-        sides = rng.choice(sides, MOST, replace=False)
     anchors = _evolve(_kmeans(sides, count, rng), sides, threshold, rng)
     return anchors[np.argsort(anchors.prod(axis=1))]
 

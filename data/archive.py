@@ -1,23 +1,37 @@
-"""Fetching and unpacking archives. Nothing that a data set's file says is ever run."""
+"""Fetching and unpacking archives. A script in a data set's file is shown, and run only where the user says so."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import logging
+import lzma
+import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlparse
 
 import torch
 
 from utils.dist import is_main
-from utils.errors import UserError
+from utils.errors import UserError, printable, shown
+from utils.files import ROOT
 
 log = logging.getLogger(__name__)
 
+SCHEMES = ("http://", "https://", "ftp://", "file://")
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ALLOW = "--allow-download-scripts"
+MOST_RATIO = 100  # of what is unpacked to the archive; label files, which are text, come to 10
+ALWAYS = 100_000_000  # bytes that may be unpacked whatever the ratio
+BLOCK = 1 << 24  # bytes that are read at once at most: a header may claim any size
+SHELLS = ("bash ", "sh ")  # what commands begin with; other text is Python, as in the files of YOLOv5
 
 
 class Archive(NamedTuple):
@@ -27,105 +41,213 @@ class Archive(NamedTuple):
     folder: str | None = None  # None: beside other data sets if it holds one folder of the right name, else inside it
 
 
-def read_archives(download: Any, where: str) -> tuple[Archive, ...]:
+class Script(NamedTuple):
+    """What a file wants to be run: a command where it begins with `bash` or `sh`, else Python."""
+
+    text: str
+
+
+def read_downloads(download: Any, where: str) -> tuple[Archive | Script, ...]:
     """What `download:` asks for; `{address: ..., folder: ...}` says where an archive belongs.
 
     Raises:
-        UserError: it is a script or a command. These are shown, never run.
+        UserError: something that is neither an archive nor a script.
     """
     entries = download if isinstance(download, list) else [download]
-    found = []
-    for entry in entries:
-        archive = Archive(entry) if isinstance(entry, str) else None
-        if isinstance(entry, dict) and set(entry) <= {"address", "folder"} and isinstance(entry.get("address"), str):
-            archive = Archive(entry["address"], str(entry.get("folder") or "."))
-        if archive is None or not _is_archive(archive.address):
-            raise UserError(
-                f"{where}: download: is not the address of an archive ({', '.join(SUFFIXES)}) and is not run here. "
-                f"Run it yourself where you trust it, then start again:\n{entry}"
-            )
-        found.append(archive._replace(address=archive.address.strip()))
-    return tuple(found)
+    return tuple(_read_entry(entry, f"{where}: download") for entry in entries)
 
 
-def fetch(archives: tuple[Archive, ...], datasets: Path, name: str) -> None:
+def _read_entry(entry: Any, where: str) -> Archive | Script:
+    archive = Archive(entry.strip()) if isinstance(entry, str) else None
+    if isinstance(entry, dict) and set(entry) <= {"address", "folder"} and isinstance(entry.get("address"), str):
+        archive = Archive(entry["address"].strip(), str(entry.get("folder") or "."))
+    if archive is not None and archive.folder is None and not _is_address(archive.address):
+        return Script(entry)
+    if archive is None or not _is_address(archive.address) or not _names_archive(archive.address):
+        raise UserError(f"{where}: expected the address of an archive ({', '.join(SUFFIXES)}); got {shown(entry)}")
+    return archive
+
+
+def obtain(downloads: tuple[Archive | Script, ...], datasets: Path, name: str, file: Path, scripts: bool) -> None:
+    """Downloads and unpacks, or runs, one after the other.
+
+    Args:
+        datasets: the folder below which archives are unpacked, where the data set will be called `name`.
+        file: that asks for it.
+        scripts: may be run.
+
+    Raises:
+        UserError: a script that may not be run, which the message shows; whatever fails.
+    """
+    wanted = [one.text for one in downloads if isinstance(one, Script)]
+    if wanted and not scripts:
+        raise UserError(
+            f"{file}: download: is a script, not the address of an archive ({', '.join(SUFFIXES)}); nothing of it was "
+            f"run. Run it yourself where you trust it, or give {ALLOW}:\n{printable(chr(10).join(wanted))}"
+        )
+    for one in downloads:
+        if isinstance(one, Script):
+            _run(one, file)
+        else:
+            fetch(one, datasets, name)
+
+
+def _run(script: Script, file: Path) -> None:
+    """Runs a script in the folder of this repository, from which `../datasets` is where data sets go.
+
+    Python finds the file's content as `yaml`, as it does where such files come from.
+    """
+    log.warning("%s: running this script, as %s allows:\n%s", file, ALLOW, printable(script.text))
+    start = "import sys, yaml; yaml = yaml.safe_load(open(sys.argv[1], encoding='utf-8-sig'))\n"
+    python = [sys.executable, "-c", start + script.text, str(file.resolve())]
+    words = ["bash", "-c", script.text] if script.text.lstrip().startswith(SHELLS) else python
+    try:
+        ended = subprocess.run(words, cwd=ROOT, check=False).returncode
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: download: its script cannot be started: {error}") from error
+    if ended:
+        raise UserError(f"{file}: download: its script ended with {ended}; what it said stands above")
+
+
+def fetch(archive: Archive, datasets: Path, name: str) -> None:
     """Downloads and unpacks under the folder `datasets`, where the data set will be called `name`.
 
     Raises:
         UserError: no network, a broken archive, or one that writes outside its folder.
     """
-    datasets.mkdir(parents=True, exist_ok=True)
-    for archive in archives:
+    try:
+        datasets.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=datasets, prefix=".download-") as temporary:
-            file = Path(temporary) / Path(urlparse(archive.address).path).name
-            log.info("downloading %s to %s", archive.address, datasets)
-            try:
-                torch.hub.download_url_to_file(archive.address, str(file), progress=is_main())
-            except (OSError, ValueError) as error:  # URLError is an OSError
-                raise UserError(
-                    f"{archive.address}: cannot be downloaded ({error}); unpack it by hand into {datasets / name}"
-                ) from error
             unpacked = Path(temporary) / "unpacked"
-            unpack(file, unpacked)
+            unpack(_downloaded(archive, Path(temporary), datasets / name), unpacked)
             _merge(unpacked, _destination(archive, unpacked, datasets, name))
+    except OSError as error:  # a file where a folder is to be, a full disk
+        raise UserError(f"{archive.address}: cannot be put into {datasets}: {error}") from error
+
+
+def _downloaded(archive: Archive, folder: Path, meant: Path) -> Path:
+    file = folder / Path(urlparse(archive.address).path).name
+    log.info("downloading %s to %s", archive.address, meant.parent)
+    try:
+        torch.hub.download_url_to_file(archive.address, str(file), progress=is_main())
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        raise UserError(f"{archive.address}: cannot be downloaded ({error}); unpack it by hand into {meant}") from error
+    return file
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpacks a zip or tar archive into a new folder; members that point outside it are refused.
+    """Unpacks a zip or tar archive into a new folder: files and folders in it, no links and no devices.
 
     Raises:
-        UserError: names the archive, and the member that is refused.
+        UserError: names the archive and what is refused: members that point outside it or are neither files nor
+            folders, archives that would unpack to more than archives do, or than there is room for.
     """
     folder.mkdir(parents=True)
     try:
+        limit = min(MOST_RATIO * file.stat().st_size + ALWAYS, shutil.disk_usage(folder).free)
         if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                for member in archive.namelist():
-                    _check_member(member, file.name)
-                archive.extractall(folder)
+            _unpack_zip(file, folder, limit)
         else:
-            with tarfile.open(file) as archive:
-                if not hasattr(tarfile, "data_filter"):
-                    raise UserError(f"{file.name}: this Python is too old to unpack tar archives safely; update it")
-                archive.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
-        raise UserError(f"{file.name}: cannot be unpacked: {error}") from error
+            _unpack_tar(file, folder, limit)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a parser stumbles over in a damaged file, or the disk in an odd name
+        raise UserError(f"{file.name}: cannot be unpacked: {shown(str(error) or type(error).__name__, 200)}") from error
 
 
-def _is_archive(address: str) -> bool:
-    address = address.strip()
-    parts = urlparse(address)
-    return (
-        "\n" not in address
-        and " " not in address
-        and parts.scheme in ("http", "https", "ftp", "file")
-        and parts.path.lower().endswith(SUFFIXES)
-    )
+def _unpack_zip(file: Path, folder: Path, limit: int) -> None:
+    with zipfile.ZipFile(file) as archive:
+        _check_size(sum(member.file_size for member in archive.infolist()), limit, file)
+        for member in archive.namelist():
+            _check_member(member, file.name)
+        archive.extractall(folder)
+
+
+def _unpack_tar(file: Path, folder: Path, limit: int) -> None:
+    """Member by member: what a compressed archive holds is known only when it has been read."""
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(f"{file.name}: this Python is too old to unpack tar archives safely; update it")
+    total = 0
+    with _decompressed(file) as stream, tarfile.open(fileobj=_Bounded(stream, limit, file), mode="r:") as archive:
+        for member in archive:
+            total += member.size
+            _check_size(total, limit, file)
+            _check_member(member.name, file.name)
+            if not (member.isreg() or member.isdir()):
+                raise UserError(f"{file.name}: refused: its member {shown(member.name)} is a link or a device")
+            archive.extract(member, folder, filter="data")
+
+
+def _decompressed(file: Path) -> BinaryIO:
+    with file.open("rb") as opened:
+        start = opened.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(file)  # type: ignore[return-value]
+    if start.startswith(b"BZh"):
+        return bz2.open(file)  # type: ignore[return-value]
+    return lzma.open(file) if start == b"\xfd7zXZ\x00" else file.open("rb")  # type: ignore[return-value]
+
+
+class _Bounded(io.RawIOBase):
+    """What a decompressor gives, up to a limit, and never much at once: headers of tar archives may claim any size."""
+
+    def __init__(self, stream: BinaryIO, limit: int, file: Path) -> None:
+        self._stream, self._limit, self._file = stream, limit, file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= BLOCK:
+            raise UserError(f"{self._file.name}: refused: a header of it claims {size} bytes")
+        _check_size(self._stream.tell(), self._limit + ALWAYS, self._file)  # headers take room, too
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def _check_size(size: int, limit: int, file: Path) -> None:
+    if size > limit:
+        raise UserError(
+            f"{file.name}: refused: its {file.stat().st_size / 1e6:.1f} MB unpack to {size / 1e6:.0f} MB or more, as "
+            "no data set's do, or for which the disk has no room; unpack it yourself if you trust it"
+        )
+
+
+def _is_address(text: str) -> bool:
+    return len(text.split()) == 1 and text.startswith(SCHEMES)
+
+
+def _names_archive(address: str) -> bool:
+    try:
+        return urlparse(address).path.lower().endswith(SUFFIXES)
+    except ValueError:  # such as brackets where a host is to be
+        return False
 
 
 def _check_member(member: str, archive: str) -> None:
     path = PurePosixPath(member.replace("\\", "/"))
     drive = bool(path.parts) and path.parts[0].endswith(":")
     if path.is_absolute() or ".." in path.parts or drive:
-        raise UserError(f"{archive}: refused: its member {member!r} lies outside the archive")
+        raise UserError(f"{archive}: refused: its member {shown(repr(member))} lies outside the archive")
 
 
 def _destination(archive: Archive, unpacked: Path, datasets: Path, name: str) -> Path:
-    if archive.folder is not None:
-        target = datasets / archive.folder
-        if not target.resolve().is_relative_to(datasets.resolve()):
-            raise UserError(f"download: folder {archive.folder!r} lies outside {datasets}")
-        return target
     inside = [entry.name for entry in unpacked.iterdir() if entry.name != "__MACOSX"]
-    return datasets if inside == [name] else datasets / name
+    folder = archive.folder if archive.folder is not None else "." if inside == [name] else name
+    target = datasets / folder
+    if not target.resolve().is_relative_to(datasets.resolve()):
+        raise UserError(f"download: folder {shown(repr(folder))} lies outside {datasets}")
+    return target
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Moves what is in `source` into `target`; folders that are there already are completed."""
+    """Moves what is in `source` into `target`; folders that are there already are completed, files stay as they are."""
     target.mkdir(parents=True, exist_ok=True)
     for entry in source.iterdir():
         other = target / entry.name
         if entry.is_dir() and other.is_dir():
             _merge(entry, other)
-        else:
+        elif not other.exists():
             entry.replace(other)

@@ -42,9 +42,9 @@ class DrawSettings:
     """How many images, how large, from which seed."""
 
     seed: int = number(0, low=0)
-    train: int = number(1600, low=1)
-    val: int = number(200, low=1)
-    test: int = number(200, low=0)
+    train: int = number(1600, low=1, high=100_000)
+    val: int = number(200, low=1, high=100_000)
+    test: int = number(200, low=0, high=100_000)
     size: tuple[int, int] = number((192, 256), low=64, high=2048)  # of the sides, smallest and largest, pixels
 
 

@@ -6,7 +6,9 @@ torchvision requires anyway: a hundred times faster than decoding.
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from data import substitutes
-from utils.opencv import AVAILABLE, cv2
+from utils.errors import shown
+from utils.opencv import AVAILABLE, MOST_PIXELS, cv2
+
+log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
@@ -22,9 +27,12 @@ SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".dng", ".exr", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm",
     ".pic", ".png", ".pnm", ".ppm", ".ras", ".sr", ".tif", ".tiff", ".webp",
 })  # fmt: skip
+MOST_BYTES = 2_000_000_000  # of an image file
 JPEG = b"\xff\xd8"  # what its files begin with
 ORIENTATION = 0x0112  # EXIF tag
-TURNED = (5, 6, 7, 8)  # its values that swap height and width
+ORIENTATIONS = range(1, 9)  # its values
+TURNED = (5, 6, 7, 8)  # of these, those that swap height and width
+BYTE_ORDERS = (b"II*\0", b"MM\0*")  # what follows "Exif\0\0"
 
 
 class BadImage(Exception):
@@ -32,9 +40,26 @@ class BadImage(Exception):
 
 
 def list_folder(folder: str | Path) -> list[str]:
-    """All images under a folder, at any depth, sorted; hidden files are none."""
+    """All images under a folder, at any depth, sorted; hidden files are none. Links are followed, each folder once.
+
+    Raises:
+        OSError: the folder cannot be read; one in it that cannot is a warning.
+    """
+
+    def refused(error: OSError) -> None:
+        if str(error.filename) == str(folder):
+            raise error
+        log.warning("%s: cannot be read (%s); its images are left out", error.filename, error.strerror)
+
     found: list[str] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+        status = os.stat(parent)  # noqa: PTH116 - as the rest of the loop
+        here = (status.st_dev, status.st_ino)
+        if here in seen and status.st_ino:  # a link that leads back; some network disks number no folder
+            folders.clear()
+            continue
+        seen.add(here)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(parent, name) for name in files if is_image(name)]  # noqa: PTH118 - a million times
     return sorted(found)
@@ -59,12 +84,13 @@ def read_image(path: str | Path, reduction: int = 1) -> Image | None:
         decoded = substitutes.decode(path, reduction)
         return None if decoded is None else _to_bgr8(decoded)
     try:
+        _check_file(path)
         raw = np.fromfile(path, dtype=np.uint8)
         is_jpeg = raw[:2].tobytes() == JPEG
         image = cv2.imdecode(raw, _reading(reduction if is_jpeg else 1)) if raw.size else None
         if image is None and raw.size:
             image = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error):
+    except (BadImage, OSError, cv2.error):
         return None
     return None if image is None else _to_bgr8(image)
 
@@ -87,22 +113,39 @@ def image_size(path: str | Path) -> tuple[int, int]:
         BadImage: there is no such file, it is no image, or it is cut short.
     """
     try:
-        with Pillow.open(path) as image:
+        _check_file(path)
+        with Pillow.open(path, formats=substitutes.formats()) as image:
             width, height = image.size
             is_jpeg = image.format in ("JPEG", "MPO")
-            turned = is_jpeg and image.getexif().get(ORIENTATION) in TURNED
-            # whether other formats are turned depends on the version of OpenCV
-            unsure = not is_jpeg and ("exif" in image.info or image.format == "TIFF")
+            orientation = image.getexif().get(ORIENTATION, 1) if is_jpeg else 1
+            turned = orientation in TURNED
+            # whether other formats are turned depends on the version of OpenCV, which also reads what is no Exif
+            exif = image.info.get("exif")
+            sound = is_jpeg and (not exif or (exif[6:10] in BYTE_ORDERS and orientation in ORIENTATIONS))
+            unsure = not sound and bool(exif or image.format == "TIFF")
             _check_whole(image, Path(path))
+    except BadImage:
+        raise
     except FileNotFoundError:
         raise BadImage("no such file") from None
-    except (Pillow.UnidentifiedImageError, Pillow.DecompressionBombError):
+    except Pillow.DecompressionBombError:
+        raise BadImage(f"more than {MOST_PIXELS / 1e6:.0f} million pixels; cut it into tiles") from None
+    except Pillow.UnidentifiedImageError:
         return _decoded_size(path)  # OpenCV may know better
     except Exception as error:  # Pillow's plugins raise whatever their format runs into
-        raise BadImage(f"corrupt image: {error}") from error
+        raise BadImage(f"corrupt image: {shown(str(error))}") from error
     if unsure:
         return _decoded_size(path)
     return (width, height) if turned else (height, width)
+
+
+def _check_file(path: str | Path) -> None:
+    """Raises BadImage of what no image can be: a pipe, which may have no end, or a file of gigabytes."""
+    status = os.stat(path)  # noqa: PTH116 - a million times
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage("not a file")
+    if status.st_size > MOST_BYTES:
+        raise BadImage(f"a file of {status.st_size / 1e9:.1f} GB")
 
 
 def _check_whole(image: Pillow.Image, path: Path) -> None:

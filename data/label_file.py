@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.errors import printable, shown
+
 SLACK = 1e-6  # of coordinates outside [0, 1]: what writers with six digits are off by
+SMALLEST = 1e-7  # of a side: what is left of less, in the float32 of which boxes are made, can be nothing
+MOST_CLASSES = 1 << 24  # in whose float32 whole numbers are what they were
+MOST_BYTES = 10_000_000  # of a label file: some 200,000 rows
+MOST_PROBLEMS = 10_000  # rows of a file that are named, before the file is no label file
 
 
 class Problem(NamedTuple):
@@ -21,6 +30,10 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         place = f"{self.path}:{self.line}" if self.line else self.path
         return f"{place}: {self.reason}"
+
+
+class BadLabels(Exception):
+    """This file holds no labels; the message says why."""
 
 
 class Rows(NamedTuple):
@@ -48,8 +61,32 @@ class Scanned(NamedTuple):
 NO_POINTS = np.zeros((0, 2), dtype=np.float32)
 
 
+def read(path: str) -> str:
+    """The text of a label file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadLabels: it is no file, it is far larger than label files are, or it cannot be read.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a million times
+        if not stat.S_ISREG(status.st_mode):
+            raise BadLabels("not a file")
+        if status.st_size > MOST_BYTES:
+            raise BadLabels(f"a file of {status.st_size / 1e6:.0f} MB, expected labels of one image")
+        return Path(path).read_bytes().decode("utf-8-sig", errors="replace")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadLabels(f"cannot be read: {error.strerror}") from error
+
+
 def parse(text: str, num_classes: int | None) -> Rows:
-    """Reads all rows that can be read; says why the others cannot."""
+    """Reads all rows that can be read; says why the others cannot.
+
+    Raises:
+        BadLabels: so many cannot that it is something else than labels.
+    """
     found: dict[tuple[float, ...], None] = {}  # an ordered set of rows
     duplicates, problems = 0, []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -60,6 +97,8 @@ def parse(text: str, num_classes: int | None) -> Rows:
             row = _parse_row(fields, num_classes)
         except ValueError as error:
             problems.append((number, str(error)))
+            if len(problems) > MOST_PROBLEMS:
+                raise BadLabels(f"more than {MOST_PROBLEMS} bad rows; the first: {problems[0][1]}") from None
             continue
         duplicates += row in found
         found[row] = None
@@ -87,14 +126,14 @@ def _parse_row(fields: list[str], num_classes: int | None) -> tuple[float, ...]:
         raise ValueError(f"not all finite: {_shortened(fields)}")
     label, coordinates = row[0], row[1:]
     if label != int(label) or label < 0:
-        raise ValueError(f"class {fields[0]}: expected a whole number of at least 0")
-    if num_classes is not None and label >= num_classes:
-        raise ValueError(f"class {fields[0]}: the data set has classes 0 to {num_classes - 1}")
+        raise ValueError(f"class {shown(fields[0])}: expected a whole number of at least 0")
+    if label >= (MOST_CLASSES if num_classes is None else num_classes):
+        raise ValueError(f"class {shown(fields[0])}: the data set has classes 0 to {(num_classes or MOST_CLASSES) - 1}")
     if min(coordinates) < -SLACK or max(coordinates) > 1 + SLACK:
         raise ValueError(f"coordinates outside [0, 1]: {_shortened(fields)}")
     coordinates = tuple(min(max(value, 0.0), 1.0) for value in coordinates)
     width, height = coordinates[2:] if len(row) == 5 else _extent(coordinates)
-    if width <= 0 or height <= 0:
+    if width < SMALLEST or height < SMALLEST:
         raise ValueError(f"a box of no size: {_shortened(fields)}")
     return (label, *coordinates)
 
@@ -111,4 +150,4 @@ def _surrounding_box(polygon: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _shortened(fields: list[str]) -> str:
-    return " ".join(fields[:6])[:80] + (" ..." if len(fields) > 6 else "")
+    return printable(" ".join(fields[:6])[:80]) + (" ..." if len(fields) > 6 else "")

@@ -137,7 +137,7 @@ def read_labels(images: Sequence[str], num_classes: int | None, source: str, whe
         UserError: no usable image is left.
     """
     path, key = cache_path(images, source), content_key(images, num_classes)
-    scanned = load(path, images, key)
+    scanned = load(path, images, key, num_classes)
     if scanned is None:  # the key is older than the check: a file that changes meanwhile makes the cache stale
         scanned = scan(images, num_classes, where)
         save(path, images, key, scanned)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from data.batch import Sample, collate, collate_quad
 from data.dataset import EvalImages, LabelledImages, TrainImages
@@ -20,6 +22,7 @@ from data.store import FORKS
 from data.unlabelled import with_unlabelled
 from data.view import View, open_images
 from utils.hyp import Hyp
+from utils.interruption import leave_signals_to_parent
 from utils.opencv import one_thread
 from utils.types import Batch
 
@@ -42,7 +45,7 @@ class Loader:
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=join,
+            collate_fn=partial(_handed_over, join),
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
             # forked workers share labels and cached images with us; elsewhere they get copies
@@ -65,10 +68,27 @@ class TrainLoader(Loader):
     dataset: TrainImages
     sampler: TrainSampler
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
-        """To be called before each epoch; `mosaic=False` (--close-mosaic) leaves mosaic, mixup and paste_in out."""
+    def set_epoch(self, epoch: int, mosaic: bool = True, first: int = 0) -> None:
+        """To be called before each epoch.
+
+        Args:
+            mosaic: False (--close-mosaic) leaves mosaic, mixup and paste_in out.
+            first: the batch to begin with, in an epoch that goes on; the length remains that of a whole one.
+        """
         self.sampler.epoch = epoch
         self.sampler.mosaic = mosaic
+        self.sampler.first = first
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Images a batch, of this rank; before the first batch is asked for."""
+        labels, sampler = self.dataset.labels, self.sampler
+        if sampler.rectangles is not None and batch_size != sampler.batch_size:
+            sampler.rectangles = rectangles(
+                labels.shapes, batch_size, self.image_size, self.stride, 0.0, labels.labelled
+            )
+        sampler.batch_size = batch_size
+        groups = 2 if labels.unlabelled else 1  # labelled and unlabelled images have a pool each
+        self.dataset.store.remember(groups * sampler.pool + batch_size if sampler.pool else 0)
 
     def set_image_weights(self, per_class: ArrayLike | None) -> None:
         """Draws images with replacement, those with heavy classes more often (--image-weights); None: each once.
@@ -127,8 +147,6 @@ def train_loader(
     dataset = TrainImages(labels, store, spec.num_classes, hyp, size=image_size, seed=seed, augment=augment)
     mixes = hyp.mosaic > 0 and not (rect or image_weights or store.keeps_all)
     pool = mosaic_pool if mixes else 0
-    groups = 2 if labels.unlabelled else 1  # labelled and unlabelled images have a pool each
-    store.remember(groups * pool + batch_size if pool else 0)
     sampler = TrainSampler(
         len(labels), batch_size, image_size, seed=seed, rank=rank, world_size=world_size, rectangles=plan,
         labelled=labels.labelled, pool=pool, processes=max(1, workers),
@@ -137,6 +155,7 @@ def train_loader(
         dataset, sampler, stride=stride, image_size=image_size, workers=workers, pin_memory=pin_memory,
         join=collate_quad if quad else collate,
     )  # fmt: skip
+    loader.set_batch_size(batch_size)
     if image_weights and not rect:
         loader.set_image_weights(np.ones(spec.num_classes))
     return loader
@@ -218,7 +237,23 @@ def _training_labels(spec: DataSpec, single_class: bool, unlabelled: bool) -> La
     return labels
 
 
+def _handed_over(join: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
+    """What `join` makes of samples, in shared memory if a worker has made it.
+
+    There it would go anyway, in a thread of the worker's. Where there is no room, that thread only prints a traceback,
+    and the batch is waited for without end; here it is an error that reaches the main process.
+    """
+    joined = join(samples)
+    if get_worker_info() is not None:
+        batch: Batch = getattr(joined, "batch", joined)
+        for tensor in (batch.images, batch.targets, batch.labelled):
+            if tensor.numel():
+                tensor.share_memory_()
+    return joined
+
+
 def _start_worker(_: int) -> None:
     """A worker is one of several: it takes one core."""
+    leave_signals_to_parent()
     one_thread()
     torch.set_num_threads(1)

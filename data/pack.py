@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.arrays import read_arrays
 from data.geometry import GREY
 from data.label_cache import content_key, named_after
 from data.picture import Size
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"pixels-1"  # to be changed with the layout, or with what the pixels of an image are
 TAIL = 16  # bytes: a length of 8, MAGIC
+SURPLUS = 10_000  # bytes of the index at most, beside one an image
 
 Fill = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
 
@@ -66,12 +67,12 @@ def read_pack(path: Path, key: str, count: int, size: int) -> Pack | None:
     if not path.is_file():
         return None
     try:
-        head, filled = _index(path)
-        if head["key"] != key or head["size"] != size or filled.shape != (count,):
+        head, filled = _index(path, count)
+        if head["key"] != key or head["size"] != size or filled.shape != (count,) or filled.dtype != np.bool_:
             log.info("%s: images or settings have changed; they are packed again", path)
             return None
         return Pack(np.asarray(np.memmap(path, np.uint8, mode="r", shape=(size + 3,))), filled)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a damaged file comes to, or one that somebody else has made
         log.warning("%s: no whole pack (%s); images are packed again", path, error)
         return None
 
@@ -102,7 +103,7 @@ def write_pack(path: Path, key: str, size: int, fill: Fill) -> None:
     write_atomically(path, write)
 
 
-def _index(path: Path) -> tuple[dict[str, object], NDArray[np.bool_]]:
+def _index(path: Path, count: int) -> tuple[dict[str, object], NDArray[np.bool_]]:
     """What the end of the file says: key and size, and which images are filled.
 
     Raises:
@@ -113,14 +114,14 @@ def _index(path: Path) -> tuple[dict[str, object], NDArray[np.bool_]]:
         file.seek(max(0, end - TAIL))
         tail = file.read()
         length = int.from_bytes(tail[: -len(MAGIC)], "little")
-        if tail[-len(MAGIC) :] != MAGIC or length > end - TAIL:
+        if tail[-len(MAGIC) :] != MAGIC or length > min(end - TAIL, count + SURPLUS):
             raise ValueError("its end is missing")
         file.seek(end - TAIL - length)
-        with np.load(io.BytesIO(file.read(length)), allow_pickle=False) as arrays:
-            head = json.loads(arrays["head"].tobytes().decode())
-            if head["size"] + 3 != end - TAIL - length:
-                raise ValueError("its beginning is missing")
-            return head, arrays["filled"]
+        arrays = read_arrays(io.BytesIO(file.read(length)), ("head", "filled"))
+        head = json.loads(arrays["head"].tobytes().decode())
+        if head["size"] + 3 != end - TAIL - length:
+            raise ValueError("its beginning is missing")
+        return head, arrays["filled"]
 
 
 def _reserve(file: int, size: int) -> None:

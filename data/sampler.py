@@ -63,6 +63,7 @@ class TrainSampler:
         self.rectangles = rectangles
         self.epoch = 0
         self.mosaic = True
+        self.first = 0  # batches before it were drawn already
         self.weights: NDArray[np.float64] | None = None  # (labelled,) how often images are drawn
 
     def __len__(self) -> int:
@@ -84,6 +85,8 @@ class TrainSampler:
             if number % self.world_size == self.rank:
                 own = indices.tolist()
                 found = pools.after(number // self.world_size, own) if pools else [()] * len(own)
+                if number // self.world_size < self.first:
+                    continue
                 yield [
                     Key(self.epoch, index, repeat, mosaic, size, pool)
                     for index, repeat, pool in zip(own, repeats, found, strict=True)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.images import BadImage, image_size
-from data.label_file import NO_POINTS, Problem, Rows, Scanned, parse
+from data.label_file import NO_POINTS, BadLabels, Problem, Rows, Scanned, parse, read
 from utils.dist import is_main
 
 FEW = 2000  # files below which starting processes costs more than it saves
+CHUNK = 256  # files that a process is given at a time: it answers with a few arrays, not with objects for each file
 NOTHING = Rows(np.zeros((0, 5), dtype=np.float32), (), 0, ())
+
+Answer = TypeVar("Answer")
 
 
 class Checked(NamedTuple):
@@ -53,9 +56,23 @@ def scan_unlabelled(images: Sequence[str], where: str) -> Scanned:
 
 
 def _scan(images: Sequence[str], check: Callable[[str], Checked], where: str) -> Scanned:
-    with _mapper(len(images)) as mapper:
-        bar = tqdm(mapper(check, images), f"{where}: checking", len(images), delay=1, disable=not is_main())
-        return _collect(bar)
+    parts = []
+    with tqdm(desc=f"{where}: checking", total=len(images), delay=1, disable=not is_main()) as bar:
+        for part in in_chunks(partial(_check_all, check=check), images, FEW):
+            parts.append(part)
+            bar.update(min(CHUNK, len(images) - bar.n))
+    return _joined(parts)
+
+
+def in_chunks(function: Callable[[Sequence[str]], Answer], images: Sequence[str], few: int) -> Iterator[Answer]:
+    """What a function answers for each chunk of a list, in order; asked in several processes unless there are few."""
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    with _mapper(len(images) < few) as mapper:
+        yield from mapper(function, chunks)
+
+
+def _check_all(images: Sequence[str], check: Callable[[str], Checked]) -> Scanned:
+    return _collect(map(check, images))
 
 
 def check_one(image: str, num_classes: int | None) -> Checked:
@@ -65,12 +82,11 @@ def check_one(image: str, num_classes: int | None) -> Checked:
         return checked
     path = label_path(image)
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
+        rows = parse(read(path), num_classes)
     except FileNotFoundError:
         return checked
-    except OSError as error:
-        return Checked(None, NOTHING, (Problem(path, 0, f"cannot be read: {error.strerror}"),))
-    rows = parse(text, num_classes)
+    except BadLabels as error:
+        return Checked(None, NOTHING, (Problem(path, 0, str(error)),))
     return Checked(checked.shape, rows, tuple(Problem(path, line, reason) for line, reason in rows.problems))
 
 
@@ -108,19 +124,45 @@ def _collect(checked: Iterable[Checked]) -> Scanned:
     )
 
 
+def _joined(parts: Sequence[Scanned]) -> Scanned:
+    """All chunks of a list as one."""
+    return Scanned(
+        kept=np.concatenate([part.kept + CHUNK * number for number, part in enumerate(parts)]),
+        shapes=np.concatenate([part.shapes for part in parts]),
+        rows=np.concatenate([part.rows for part in parts]),
+        offsets=_joined_offsets([part.offsets for part in parts]),
+        points=np.concatenate([part.points for part in parts]),
+        point_offsets=_joined_offsets([part.point_offsets for part in parts]),
+        duplicates=sum(part.duplicates for part in parts),
+        problems=tuple(problem for part in parts for problem in part.problems),
+    )
+
+
+def _joined_offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Each begins with 0; the next one's go on where it ends."""
+    begins = np.cumsum([0, *(part[-1] for part in parts)], dtype=np.int64)
+    return np.concatenate([begins[:1], *(part[1:] + begin for part, begin in zip(parts, begins, strict=False))])
+
+
 def _offsets(lengths: list[int]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64)
 
 
 @contextmanager
-def _mapper(count: int) -> Iterator:
+def _mapper(few: bool) -> Iterator[Callable]:
     """A `map` that keeps order: plain, over processes, or over threads where processes cannot be forked."""
     cores = min(8, os.cpu_count() or 1)
-    if count < FEW or cores == 1:
+    if few or cores == 1:
         yield map
-    elif "fork" in multiprocessing.get_all_start_methods():
-        with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool:
-            yield partial(pool.map, chunksize=64)
+        return
+    pool: ProcessPoolExecutor | ThreadPoolExecutor
+    if "fork" in multiprocessing.get_all_start_methods():
+        # Ctrl-C reaches every process of a terminal, and it is this one's business
+        deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        pool = ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork"), **deaf)
     else:
-        with ThreadPoolExecutor(cores) as pool:
-            yield pool.map
+        pool = ThreadPoolExecutor(cores)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever is interrupted does not wait for what is left

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from data import visdrone
-from data.archive import fetch, read_archives
+from data.archive import obtain, read_downloads
 from data.drawn import CLASSES, drawn_folder, read_settings
 from data.images import list_folder
-from utils.config import pick, read_yaml
+from utils.classes import MOST_CLASSES
+from utils.config import pick
 from utils.dist import main_first
-from utils.errors import UserError, nearest
-from utils.files import ROOT
+from utils.errors import UserError, nearest, shown
+from utils.files import ROOT, home
+from utils.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +62,14 @@ class DataSpec:
         return found
 
 
-def read_data(name: str | Path) -> DataSpec:
+def read_data(name: str | Path, scripts: bool = False) -> DataSpec:
     """The data set of a YAML file, or of a name such as 'coco128'; fetched or drawn first if it can be, and its labels
     converted if it asks for that.
 
     All ranks must call it: rank 0 makes what they share before the others look.
+
+    Args:
+        scripts: those of its `download:` may be run, where its images are not there.
 
     Raises:
         UserError: no such file, a contradiction in it, or images that are nowhere to be found.
@@ -77,7 +82,7 @@ def read_data(name: str | Path) -> DataSpec:
             folder = drawn_folder(read_settings(content["draw"], str(file)))
             content = {**{split: f"images/{split}" for split in SPLITS}, **content, "path": str(folder)}
             content.pop("download", None)
-        path, found = _locate(content, file)
+        path, found = _locate(content, file, scripts)
         unlabelled = _unlabelled(content, path, file)
         if content.get("convert") is not None:
             pick(str(content["convert"]), FORMATS, f"{file}: convert")
@@ -99,7 +104,7 @@ def read_data(name: str | Path) -> DataSpec:
 
 def resolve_data(name: str | Path) -> Path:
     """The YAML file that is meant: an existing path, or one of ours in the spellings people have in their notes."""
-    path = Path(name).expanduser()
+    path = home(name)
     if path.is_file():
         return path
     known = {file.stem.lower(): file for file in sorted(FOLDER.glob("*.yaml"))}
@@ -120,10 +125,14 @@ def list_images(source: str, root: Path) -> list[str]:
     """
     if Path(source).is_dir():
         return list_folder(source)
+    if not Path(source).is_file():  # a device, which may have no end
+        raise UserError(f"{source}: expected a folder of images, or a text file that lists them")
     try:
         text = Path(source).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: cannot be read as a list of images: {error}") from error
+    if "\0" in text:
+        raise UserError(f"{source}: cannot be read as a list of images: line {_line_of(text, chr(0))} has zero bytes")
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if os.sep == "/":
@@ -131,9 +140,13 @@ def list_images(source: str, root: Path) -> list[str]:
     folder = Path(source).parent
     bases = (str(root), str(Path.cwd()), str(folder))
     plain = next((line for line in lines if not line.startswith("./")), None)
-    base = next((b for b in bases if plain and (Path(b) / plain).is_file()), bases[0])
+    base = next((b for b in bases if plain and _is_there(Path(b) / plain)), bases[0])
     join = os.path.join  # keeps absolute lines as they are, and is fast
     return [join(str(folder), line[2:]) if line.startswith("./") else join(base, line) for line in lines]
+
+
+def _line_of(text: str, letter: str) -> int:
+    return text.count("\n", 0, text.index(letter)) + 1
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -145,7 +158,9 @@ def _names(content: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], boo
     if content.get("draw") is not None and names is None:
         names = list(CLASSES)
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise UserError(f"{where}: nc: got {count!r}, expected a number of classes of at least 1")
+        raise UserError(f"{where}: nc: got {shown(repr(count))}, expected a number of classes of at least 1")
+    if count is not None and count > MOST_CLASSES:
+        raise UserError(f"{where}: nc: got {count}, expected at most {MOST_CLASSES} classes")
     if names is None:
         if count is None:
             raise UserError(f"{where}: missing: names (a list of class names)")
@@ -162,8 +177,9 @@ def _names(content: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], boo
 def _names_in_order(names: Mapping[Any, Any], where: str) -> list[Any]:
     try:
         by_index = {int(key): value for key, value in names.items()}
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: names: keys must be 0, 1, 2 ..., got {', '.join(map(str, names))}") from None
+    except (OverflowError, TypeError, ValueError):
+        keys = shown(", ".join(map(str, names)), 200)
+        raise UserError(f"{where}: names: keys must be 0, 1, 2 ..., got {keys}") from None
     missing = [index for index in range(len(names)) if index not in by_index]
     if missing:
         raise UserError(f"{where}: names: has {len(names)} entries but none for class {missing[0]}")
@@ -173,7 +189,7 @@ def _names_in_order(names: Mapping[Any, Any], where: str) -> list[Any]:
 # -- places -----------------------------------------------------------------------------------------------------------
 
 
-def _locate(content: Mapping[str, Any], file: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
+def _locate(content: Mapping[str, Any], file: Path, scripts: bool) -> tuple[Path, dict[str, tuple[str, ...]]]:
     """The data set's folder and its sources; fetches the data set where it is absent and can be fetched."""
     entries = {split: _entries(content.get(split), f"{file}: {split}") for split in SPLITS}
     if not entries["train"] and not entries["val"]:
@@ -181,12 +197,12 @@ def _locate(content: Mapping[str, Any], file: Path) -> tuple[Path, dict[str, tup
     path = str(content.get("path") or "")
     found = _search(path, entries, file)
     if found is None and content.get("download"):
-        archives = read_archives(content["download"], str(file))
-        fetch(archives, DATASETS, Path(path).name or file.stem)
+        downloads = read_downloads(content["download"], str(file))
+        obtain(downloads, DATASETS, Path(path).name or file.stem, file, scripts)
         found = _search(path, entries, file)
     if found is None:
         tried = "\n".join(f"  {source}" for source in _tried(path, entries, file))
-        hint = f"\ndownload: {content['download']}" if content.get("download") else ""
+        hint = f"\ndownload: {shown(content['download'], 1000)}" if content.get("download") else ""
         raise UserError(f"{file}: its images are not there; tried\n{tried}{hint}")
     return found
 
@@ -202,7 +218,7 @@ def _unlabelled(content: Mapping[str, Any], path: Path, file: Path) -> tuple[str
         raise UserError(f"{file}: has both {' and '.join(spelt)}; use one of them")
     entries = _entries(content[spelt[0]], f"{file}: {spelt[0]}") if spelt else ()
     found = {entry: _source(path, entry) for entry in entries}
-    absent = "\n".join(f"  {path / Path(entry).expanduser()}" for entry, source in found.items() if source is None)
+    absent = "\n".join(f"  {path / home(entry)}" for entry, source in found.items() if source is None)
     if absent:
         raise UserError(f"{file}: {spelt[0]}: its images are not there; tried\n{absent}")
     return tuple(str(source) for source in found.values())
@@ -217,7 +233,7 @@ def _entries(value: Any, where: str) -> tuple[str, ...]:
 
 def _bases(path: str, file: Path) -> Iterator[Path]:
     """Where the data set may lie."""
-    given = Path(path).expanduser()
+    given = home(path)
     if given.is_absolute():
         yield given
         return
@@ -232,12 +248,19 @@ def _bases(path: str, file: Path) -> Iterator[Path]:
 
 def _source(base: Path, entry: str) -> Path | None:
     """An entry below a base, if it is there."""
-    source = base / Path(entry).expanduser()
-    if source.exists():
+    source = base / home(entry)
+    if _is_there(source):
         return Path(os.path.normpath(source))
     # Roboflow writes `../train/images` for what lies in `train/images`
     below = base / entry.removeprefix("../")
-    return below if entry.startswith("../") and below.exists() else None
+    return below if entry.startswith("../") and _is_there(below) else None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or none
+        return False
 
 
 def _search(

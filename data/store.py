@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from data.geometry import GREY, fitted_size, resize
 from data.images import read_image
+from data.lost import Lost
 from data.pack import pack_key, pack_path, read_pack, write_pack
 from data.picture import Image, Size
 from utils.dist import is_main
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import remove_leftovers, write_atomically
+from utils.memory import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class ImageStore:
         self.size = size
         self.smooth = smooth
         self.on_disk = cache == "disk" and self._disk_suffices(where)
+        self._lost = Lost(paths, where, shared_memory(len(paths)).view(np.bool_) if FORKS else None)
         self._pixels = np.empty(0, dtype=np.uint8)  # of all images, one after the other
         self._offsets = np.zeros(1, dtype=np.int64)  # (n + 1,) where an image begins
         self._filled = np.zeros(len(paths), dtype=np.bool_)
@@ -89,6 +92,7 @@ class ImageStore:
         self._remembered = 0
         self._pack: tuple[Path, str] | None = None  # its file and its key
         self._keeping = False  # in memory, whatever is asked for
+        self._writes = True  # to the disk, as long as it can be written to
         # what was asked for, and not what memory or disk allowed: samples must not depend on the machine
         self.keeps_all = cache in ("ram", "packed") or (not cache and self._place_all() <= SMALL)
         if cache == "ram" or not cache:
@@ -99,6 +103,7 @@ class ImageStore:
     def load(self, index: int) -> Loaded:
         """The image; a view into the cache where there is one: not to be written into."""
         if self._filled[index]:
+            self._lost.found(index)
             height, width = self.shapes[index].tolist()
             return Loaded(self._cached().image(index), (height, width))
         loaded = self._recent.pop(index, None) or self._read(index)
@@ -120,15 +125,19 @@ class ImageStore:
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """(n, 2) height and width of the images as they are loaded."""
-        return np.array([fitted_size((h, w), self.size) for h, w in self.shapes.tolist()], dtype=np.int64)
+        # of a million images most are alike
+        different, which = np.unique(self.shapes.astype(np.int64) @ (2**31, 1), return_inverse=True)
+        fitted = [fitted_size(divmod(shape, 2**31), self.size) for shape in different.tolist()]
+        return np.array(fitted, dtype=np.int64).reshape(-1, 2)[which]
 
     def _read(self, index: int) -> Loaded:
         image, original = self._image(index)
         if image is None:
             height, width = self.shapes[index].tolist()
-            log.warning("%s: cannot be read any more; a grey image takes its place", self.paths[index])
+            self._lost.missed(index)
             grey = np.full((*fitted_size((height, width), self.size), 3), GREY, dtype=np.uint8)
             return Loaded(grey, (height, width), readable=False)
+        self._lost.found(index)
         return Loaded(resize(image, fitted_size(original, self.size), self.smooth), original)
 
     def _image(self, index: int) -> tuple[Image | None, Size]:
@@ -212,6 +221,7 @@ class ImageStore:
         settings, total = self.settings(), self._place_all()
         path, key = pack_path(self.paths, source, self.size, settings), pack_key(self.paths, settings)
         found = read_pack(path, key, len(self.paths), total)
+        remove_leftovers(path)  # a packing that was killed has left all its pixels
         if found is None and room_for(path.parent, total, f"{where}: --cache packed"):
             title = f"{where}: packing {total / 1e6:.0f} MB"
             try:
@@ -245,15 +255,18 @@ class ImageStore:
         cached = Path(f"{path}.npy")
         try:
             if cached.stat().st_mtime_ns >= Path(path).stat().st_mtime_ns:
-                return np.load(cached, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            pass  # not there yet, or half a file from elsewhere
+                pixels: Image = np.load(cached, allow_pickle=False)
+                if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size:
+                    return pixels
+        except (OSError, ValueError, EOFError, MemoryError):
+            pass  # not there yet, half a file, or one from elsewhere that claims more than there is
         image = read_image(path)
-        if image is not None:
+        if image is not None and self._writes:
             try:
-                write_atomically(cached, lambda temporary: np.save(temporary, image))
+                write_atomically(cached, lambda temporary: np.save(temporary, image), durable=False)
             except OSError as error:
-                log.debug("%s: not cached: %s", cached, error)
+                self._writes = False
+                log.warning("--cache disk: %s: %s; nothing more is cached", cached, error.strerror or error)
         return image
 
     def _disk_suffices(self, where: str) -> bool:
@@ -284,16 +297,3 @@ def room_for(folder: Path, needed: int, what: str) -> bool:
     if needed * SPARE > free:
         log.warning("%s needs %.1f GB of %.1f GB that are free; nothing is cached", what, needed / 1e9, free / 1e9)
     return needed * SPARE <= free
-
-
-def free_memory() -> float | None:
-    """Bytes that can still be taken, within the limits of a container; None where the system does not say."""
-    limits = []
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(float(lines["MemAvailable"].split()[0]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limits.append(float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
-    except (OSError, KeyError, ValueError):  # another system, another version of cgroups, or "max"
-        pass
-    return min(limits) if limits else None

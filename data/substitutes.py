@@ -5,6 +5,7 @@ Slower, and for the same pixels but for rounding: decoders differ by a level her
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,16 @@ from PIL import ImageOps
 
 from data.picture import Image, Size
 
+# what Pillow may read; of others it has readers that start programs (EPS: Ghostscript)
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "SUN")
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has."""
+    Pillow.init()
+    return tuple(name for name in FORMATS if name in Pillow.OPEN)
+
 
 def decode(path: str | Path, reduction: int = 1) -> NDArray | None:
     """(H, W) or (H, W, 3) BGR, EXIF orientation applied, 8 or 16 bits or floating point; None if Pillow cannot.
@@ -22,7 +33,7 @@ def decode(path: str | Path, reduction: int = 1) -> NDArray | None:
     `reduction` as in `read_image`.
     """
     try:
-        with Pillow.open(path) as file:
+        with Pillow.open(path, formats=formats()) as file:
             file.draft(None, (file.width // reduction, file.height // reduction))
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits, whatever the mode says

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,7 +72,7 @@ def fit_anchors(
         boxes = predicted_sides(model, images, image_size, seed, workers) if mode == "predicted" else sides
         return kmeans_anchors(boxes, head.num_levels * head.num_anchors, threshold, seed)
 
-    found = _of_main_rank(estimate)
+    found = dist.by_main(estimate)
     better = check_anchors(sides, found, threshold)
     if mode == "check" and better.recall <= check.recall and not head.provisional:
         log.info("anchors: the labels suggest none that reach more; kept")
@@ -141,21 +140,6 @@ def _require_enough(boxes: int, anchors: int, images: int) -> None:
             f"training images, and {anchors} anchors need {ENOUGH * anchors}; it must know these classes from its "
             "weights already. --anchors auto takes the labels"
         )
-
-
-def _of_main_rank(estimate: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """What rank 0 comes to, on every rank; so is its mistake, else the others would wait for it in vain."""
-    found: object = None
-    if dist.is_main():
-        try:
-            found = estimate()
-        except UserError as error:
-            found = error
-    found = dist.from_main(found)
-    if isinstance(found, UserError):
-        raise found
-    assert isinstance(found, np.ndarray)
-    return found
 
 
 def _set(head: Detect, found: NDArray[np.float64]) -> None:

@@ -26,6 +26,7 @@ class EpochRecord:
     best: bool
     seconds: float
     optimizer_steps: int
+    skipped: int = 0  # batches that came to nothing, because a number was not finite
 
     def row(self) -> dict[str, float]:
         """One flat row, as results.csv and TensorBoard have it."""
@@ -38,6 +39,7 @@ class EpochRecord:
             row["metrics/mAP50-95"] = evaluation.map
             row |= {f"val/{name}": value for name, value in (self.report.losses or {}).items()}
         row |= {f"lr/{name}": value for name, value in self.learning_rates.items()}
+        row["skipped"] = self.skipped
         row["seconds"] = self.seconds
         return row
 

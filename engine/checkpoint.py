@@ -7,7 +7,7 @@
     names, named        class names, and whether they are real or made up
     model               the state dict of the student: its average (EMA); float16 once the run is over
     options, hyp        of the run, metrics of the epoch
-    training            only while a run can be resumed: task (student, adapters), optimizer, epoch, chance
+    training            only while a run can be resumed: task (student, adapters), optimizer, epoch and batch, chance
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.weights import FORMAT, VERSION
 from models.yolo import Model
-from utils.files import write_atomically
+from utils.files import remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from engine.callbacks import EpochRecord
@@ -43,6 +43,18 @@ def save_epoch(
     save(folder / "last.pt", average, half=training is None, training=training, **common)
     if plan.save_period > 0 and (record.epoch + 1) % plan.save_period == 0:
         save(folder / f"epoch{record.epoch}.pt", average, half=True, **common)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a process has left that was killed while it wrote."""
+    for name in ("last.pt", "best.pt"):
+        remove_leftovers(folder / name)
+
+
+def save_last(folder: Path, average: Model, plan: Plan, training: Mapping[str, Any]) -> None:
+    """last.pt alone, amidst an epoch."""
+    common: dict[str, Any] = {"options": plan.options or {}, "hyp": plan.hyp or {}, "metrics": {}}
+    save(folder / "last.pt", average, half=False, training=training, **common)
 
 
 def save(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import statistics
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,10 +16,12 @@ from tqdm import tqdm
 
 from engine.classes import shared_classes
 from engine.precision import autocast, cpu_has_bf16
+from engine.tally import Clock, Tally, joined
 from models.inference import for_inference
+from utils import dist
 from utils.boxes import clip, to_original, xywh_to_xyxy
-from utils.matching import Metric, match
-from utils.metrics import ConfusionMatrix, Evaluation, evaluate
+from utils.matching import Metric
+from utils.metrics import ConfusionMatrix, Evaluation
 from utils.nms import confident_rows, finite_rows, highest_scores, suppressed
 from utils.types import Batch, DecodedRows, Prediction
 
@@ -52,7 +51,8 @@ class Report:
     losses: dict[str, float] | None  # mean of each term over the images, where a criterion was given
     confusion: ConfusionMatrix
     images: int
-    detections: tuple[Detections, ...] = ()  # of every image, where they were asked for
+    # of every image, where they were asked for; on other ranks than the first, of the images that these have seen
+    detections: tuple[Detections, ...] = ()
 
 
 class Evaluator:
@@ -62,8 +62,10 @@ class Evaluator:
     are matched in pixels of the original images. A model that knows other classes than the data is scored on those
     whose names agree.
 
+    Several ranks share the work: all call it, and all get the report that one rank would have come to.
+
     Args:
-        loader: yields `Batch` with frames.
+        loader: yields `Batch` with frames; under several ranks those of its turns, see `data.sampler.EvalSampler`.
         conf, iou, max_det: of the non-maximum suppression; `iou` None is what each model's family is scored with.
             Models that need no suppression (`head.nms_free`) have none, unless passes of several sizes are merged.
         half: float16 on CUDA, bfloat16 on CPUs that have it; the head's last convolutions and decoding stay in float32.
@@ -117,49 +119,49 @@ class Evaluator:
         known = None if self.single_class else shared_classes(detector.names, detector.named, self.names)
         with torch.no_grad():
             running = for_inference(copy.deepcopy(detector).eval(), self.device, self.precision)
-            return self._run(running, known, criterion, progress)
+            own = self._run(running, known, criterion, progress and dist.is_main())
+        shares = dist.to_main(own)
+        whole = own if shares is None else joined(shares)
+        report = dist.by_main(lambda: self._report(whole, criterion is not None))
+        return replace(report, detections=whole.detections())  # which are not sent back to the other ranks
 
     def _run(
         self, model: Model, known: list[tuple[int, int]] | None, criterion: nn.Module | None, progress: bool
-    ) -> Report:
-        tally = _Tally(self.names, self.metric)
-        clock = _Clock(self.device)
+    ) -> Tally:
+        """What this rank's batches come to."""
+        tally = Tally(len(self.names), self.metric)
+        clock = Clock(self.device)
         overlap: float | None = model.spec.nms_iou if self.iou is None else self.iou
         if model.head.nms_free and not self.augment:
             overlap = None
-        losses: dict[str, float] = {}
-        images, not_finite, kept = 0, 0, []
         with tqdm(self.loader, desc="evaluating", disable=not progress, dynamic_ncols=True, unit="batch") as bar:
             for batch in bar:
-                clock.start(len(batch.images))
+                clock.start()
                 moved = batch.to(self.device, torch.channels_last)
-                clock.lap(0)
+                clock.lap()
                 decoded, terms = self._forward(model, moved, criterion)
-                clock.lap(1)
-                not_finite += len(decoded.image[~finite_rows(decoded)].unique())
+                clock.lap()
+                broken = len(decoded.image[~finite_rows(decoded)].unique())
                 found = self._select(decoded, known, overlap)
-                clock.lap(2)
+                clock.lap()
 
-                for name, value in terms.items():
-                    losses[name] = losses.get(name, 0.0) + float(value) * len(batch.images)
-                images += len(batch.images)
                 detections = list(self._in_originals(batch, found))
-                tally.add(list(compress(detections, batch.labelled.tolist())))
-                if self.collect:
-                    kept += detections
-                bar.set_postfix_str(f"{1000 / max(sum(clock.milliseconds), 1e-6):.1f} images/s", False)
-        if not_finite:
+                tally.add(detections, batch.labelled.tolist(), terms, clock.laps, broken, self.collect)
+                bar.set_postfix_str(f"{1000 / max(sum(tally.speed_ms()), 1e-6):.1f} images/s", False)
+        return tally
+
+    def _report(self, tally: Tally, with_losses: bool) -> Report:
+        if tally.not_finite:
             log.warning(
                 "the model's output is not finite in %d of %d images; such boxes are ignored. %s",
-                *(not_finite, images, "The weights hold inf or nan, or half precision overflows"),
+                *(tally.not_finite, tally.images, "The weights hold inf or nan, or half precision overflows"),
             )
         return Report(
-            evaluation=tally.evaluation(),
-            speed_ms=clock.milliseconds,
-            losses={name: total / images for name, total in losses.items()} if criterion is not None else None,
+            evaluation=tally.evaluation(self.names),
+            speed_ms=tally.speed_ms(),
+            losses=tally.losses() if with_losses else None,
             confusion=tally.confusion,
-            images=images,
-            detections=tuple(kept),
+            images=tally.images,
         )
 
     def _forward(
@@ -212,60 +214,6 @@ class Evaluator:
             seen = clip(found[index][:, :4], (height, width))
             boxes = torch.cat((to_original(seen, frame), found[index][:, 4:]), dim=1)
             yield Detections(path, frame.height, frame.width, boxes.numpy(), labels.numpy())
-
-
-class _Tally:
-    """Collects what the scores are made of, image by image."""
-
-    def __init__(self, names: Sequence[str], metric: Metric) -> None:
-        self.names = tuple(names)
-        self.metric = metric
-        self.confusion = ConfusionMatrix(len(names))
-        self.stats: list[tuple[Any, ...]] = []
-
-    def add(self, images: Sequence[Detections]) -> None:
-        found, labels = [one.found for one in images], [one.labels for one in images]
-        for own, there, right in zip(found, labels, match(found, labels, metric=self.metric), strict=True):
-            self.stats.append((right, own[:, 4], own[:, 5], there[:, 0]))
-            self.confusion.update(own, there)
-
-    def evaluation(self) -> Evaluation:
-        return evaluate(self.stats, self.names, self.metric)
-
-
-class _Clock:
-    """Time of each stage. The first batch is left out where others follow: it warms the device up."""
-
-    STAGES = 3  # as in Report.speed_ms
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.batches: list[tuple[int, list[float]]] = []  # images, seconds a stage
-        self.since = 0.0
-
-    def start(self, images: int) -> None:
-        self.batches.append((images, [0.0] * self.STAGES))
-        self.since = self._now()
-
-    def lap(self, stage: int) -> None:
-        now = self._now()
-        self.batches[-1][1][stage] += now - self.since
-        self.since = now
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @property
-    def milliseconds(self) -> tuple[float, float, float]:
-        """Of one image, a stage: the median over batches, which a disturbance does not move."""
-        counted = self.batches[1:] or self.batches or [(1, [0.0] * self.STAGES)]
-        pre, inference, suppression = (
-            1000 * statistics.median(seconds[stage] / images for images, seconds in counted)
-            for stage in range(self.STAGES)
-        )
-        return pre, inference, suppression
 
 
 def _half_precision(device: torch.device) -> torch.dtype | None:

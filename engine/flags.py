@@ -68,8 +68,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _batch_size(text: str) -> int:
-    if text.lstrip("-").isdigit() and int(text) == -1:
-        raise argparse.ArgumentTypeError("there is no automatic batch size; name the total over all GPUs, such as 16")
+    return -1 if text == "-1" else int(_number(int, low=1)(text))
+
+
+def _eval_batch_size(text: str) -> int:
+    if text == "-1":
+        raise argparse.ArgumentTypeError("-1 finds what training has room for; evaluation takes little: leave it out")
     return int(_number(int, low=1)(text))
 
 
@@ -89,6 +93,7 @@ _HARDWARE = (
     _flag("--device", "cpu, 0, 0,1 (several: with torchrun); empty takes a GPU where there is one", metavar="D"),
     _flag("--workers", "loader processes a rank, 0 loads in the main process", type=_number(int, low=0), metavar="N"),
 )
+_SCRIPTS = _switch("--allow-download-scripts", "where images are absent, run the script that is `download:` of --data")
 _RESULTS = (
     _flag("--project", "folder of the runs", metavar="DIR"),
     _flag("--name", "of this run's folder; a number is added where it is taken"),
@@ -115,6 +120,7 @@ TRAIN_FLAGS: Groups = (
             _flag("--weights", "checkpoint to start from, or a known name (yolov5s.pt); '' starts from scratch"),
             _flag("--cfg", "architecture: yolov5n ... yolov5x6, or a model YAML"),
             _flag("--data", "data set: a YAML file, or one of ours (coco, coco128, VOC, VisDrone, demo)"),
+            _SCRIPTS,
             _switch("--single-cls", "treat all classes as one"),
             _flag("--freeze", "first N layers, or a list of layers", type=_number(int, low=0), nargs="+", metavar="N"),
             _flag("--resume", "go on with the last run, or with that of a last.pt or folder", nargs="?", const=""),
@@ -131,7 +137,13 @@ TRAIN_FLAGS: Groups = (
                 metavar="FILE",
             ),
             _flag("--epochs", "passes over the training images", type=_number(int, low=1), metavar="N"),
-            _flag("--batch-size", "images a batch, over all GPUs", also="--batch", type=_batch_size, metavar="N"),
+            _flag(
+                "--batch-size",
+                "images a batch, over all GPUs; -1: what fits into memory, up to the recipe's nominal batch",
+                also="--batch",
+                type=_batch_size,
+                metavar="N",
+            ),
             _flag(
                 "--optimizer",
                 f"{', '.join(OPTIMIZERS)}; default the recipe's, else SGD, for models without anchors auto",
@@ -214,6 +226,12 @@ TRAIN_FLAGS: Groups = (
             _flag("--val-period", "epochs between validations", type=_number(int, low=1), metavar="N"),
             _switch("--nosave", "save after the last epoch only"),
             _flag("--save-period", "keep every Nth epoch's weights, 0 none", type=_save_period, metavar="N"),
+            _flag(
+                "--save-interval",
+                "minutes after which last.pt is written within an epoch, 0 never",
+                type=_number(float, low=0),
+                metavar="MINUTES",
+            ),
             *_RESULTS,
         ),
     ),
@@ -264,6 +282,7 @@ VAL_FLAGS: Groups = (
             _flag("--cfg", "their architecture, where the file does not say"),
             *_TEACHERS,
             _flag("--data", "data set: a YAML file, or one of ours (coco, coco128, VOC, VisDrone, demo)"),
+            _SCRIPTS,
             _flag("--task", "train, val, test: which images; speed", type=_one_of("train", "val", "test", "speed")),
             _switch("--single-cls", "treat all classes as one"),
         ),
@@ -272,7 +291,7 @@ VAL_FLAGS: Groups = (
         "how",
         (
             _IMGSZ,
-            _flag("--batch-size", "images a batch", also="--batch", type=_batch_size, metavar="N"),
+            _flag("--batch-size", "images a batch", also="--batch", type=_eval_batch_size, metavar="N"),
             _flag("--conf-thres", "least confidence", also="--conf", type=_number(float, low=0, high=1), metavar="P"),
             _flag(
                 "--iou-thres",
@@ -335,6 +354,6 @@ ABSENT: Mapping[str, str] = MappingProxyType(
         "--save-hybrid": "labels and detections are not mixed; use --save-txt",
         "--dnn": "weights run in PyTorch only; leave it out",
         "--no-trace": "models are never traced; leave it out",
-        "--autobatch": "there is no automatic batch size; use --batch-size",
+        "--autobatch": "use --batch-size -1",
     }
 )

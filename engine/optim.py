@@ -162,11 +162,11 @@ class Timetable:
         length = self.warmup(progress)
         return min(1.0, progress.iteration / length) if length else 1.0
 
-    def apply(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Writes this moment's numbers into the optimizer."""
+    def apply(self, optimizer: torch.optim.Optimizer, progress: Progress, factor: float = 1.0) -> None:
+        """Writes this moment's numbers into the optimizer, learning rates times `factor`."""
         momentum = self.momentum(progress)
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(progress, group["name"])
+            group["lr"] = factor * self.learning_rate(progress, group["name"])
             if "momentum" in group:
                 group["momentum"] = momentum
             elif "betas" in group:

@@ -47,6 +47,7 @@ _OWN_MATTER = frozenset({"weights", "cfg", "data", "t_weights", "t_cfg", "t_kind
 # the rest of a resumed run's options is its own; a teacher may have moved
 _RESUME_TAKES = frozenset(
     {
+        "allow_download_scripts",
         "resume",
         "project",
         "device",
@@ -57,6 +58,7 @@ _RESUME_TAKES = frozenset(
         "compile",
         "verbose",
         "noplots",
+        "save_interval",
         "t_weights",
     }
 )
@@ -85,13 +87,19 @@ class _Record:
     exist_ok: bool = False
     noplots: bool = False
     verbose: bool = False
+    allow_download_scripts: bool = False
     demo: bool = False  # the embedded default runs
     explicit: frozenset[str] = frozenset()  # fields that the command line names
+
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether scripts of the data set's file may be run: this command line must say so, an opt.yaml cannot."""
+        return "allow_download_scripts" in self.explicit
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as opt.yaml and checkpoints hold it."""
         values = to_mapping(self)
-        del values["explicit"]
+        del values["explicit"], values["allow_download_scripts"]
         return values
 
     def save(self, path: Path | str) -> Path:
@@ -144,6 +152,7 @@ class Options(_Record):
     val_period: int = 1
     nosave: bool = False
     save_period: int = 0  # 0 is never
+    save_interval: float = 10.0  # minutes; 0 is never
     resume: str | None = None  # '' is the most recent run of the project
     project: str = "runs/train"
 

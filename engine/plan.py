@@ -28,6 +28,7 @@ class Plan:
     validate: bool = True
     save: bool = True  # False: only the final epoch is saved
     save_period: int = 0
+    save_interval: float = 0.0  # minutes after which last.pt is written amidst an epoch, 0 = never
     close_mosaic: int = 0  # the last N epochs train without mosaic and mixup
     multi_scale: bool = False  # every batch is resized by a factor in [0.5, 1.5]
     quad: bool = False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-import shlex
+import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,10 +20,13 @@ from data.device_loader import DeviceLoader, draws_on_device
 from data.loader import eval_loader, train_loader
 from data.spec import DataSpec, read_data
 from engine.anchors import fit_anchors
+from engine.auto_batch import settle_batch
 from engine.callbacks import Callback, Outcome
 from engine.compiled import compile_networks, require_compiler
 from engine.evaluator import Evaluator, Report
+from engine.faults import Peaks, machine_faults, resume_command
 from engine.loggers.console import Console
+from engine.loggers.dispensable import Dispensable
 from engine.loggers.figures import Figures
 from engine.loggers.table import CsvTable
 from engine.loggers.tensorboard import TensorBoard
@@ -33,7 +35,7 @@ from engine.options import Options, ValOptions, options_from_file, resumed
 from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
 from engine.recipe import recipe, whole_run
-from engine.runs import environment, find_run
+from engine.runs import environment, find_run, run_of_this_launch
 from engine.start import architecture, family_of, refuse_anchors, starting_point
 from engine.trainer import Trainer
 from losses.build import build_criterion
@@ -42,7 +44,8 @@ from models.summary import layer_table
 from models.weights import Checkpoint, load_model, read_checkpoint
 from models.yolo import Model
 from utils import dist
-from utils.errors import UserError
+from utils.allocator import settled
+from utils.errors import PeerLost, UserError
 from utils.family import ANCHORS, Family, for_family
 from utils.files import run_folder, write_text
 from utils.hyp import Hyp, hyp_to_dict, write_hyp
@@ -71,6 +74,7 @@ class Session(Generic[OptionsT]):
     evaluator: Evaluator | None = None
     anchors: list[list[float]] | None = None  # rows of pixels: what every student of this run gets, once decided
     begun: bool = False  # something was trained: the folder is worth keeping
+    peaks: Peaks = field(default_factory=Peaks)
 
     def continues(self, folder: Path | None = None) -> bool:
         """Whether what is trained in this folder (of the run, or of its baseline) was begun before."""
@@ -113,7 +117,9 @@ class Session(Generic[OptionsT]):
         self.image_size = rounded_size(options.imgsz, stride)
         if max(self.image_size) == stride:
             raise UserError(f"--imgsz {stride} leaves the coarsest map a single cell; train with at least {2 * stride}")
-        if options.batch_size % world:
+        # -1 is settled when it is known what the steps are; whatever stands here until then takes no memory
+        batch_size = options.batch_size if options.batch_size > 0 else type(options).batch_size * world
+        if batch_size % world:
             raise UserError(
                 f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
             )
@@ -129,7 +135,7 @@ class Session(Generic[OptionsT]):
             loader = train_loader(
                 self.data,
                 self.hyp,
-                batch_size=options.batch_size // world,
+                batch_size=batch_size // world,
                 seed=options.seed,
                 rank=dist.rank(),
                 world_size=world,
@@ -140,21 +146,37 @@ class Session(Generic[OptionsT]):
                 mosaic_pool=options.mosaic_pool,
                 **common,
             )
+            validation = eval_loader(
+                self.data,
+                "val",
+                # of val.py's size: how rectangular batches are padded, and so the scores, depend on it
+                batch_size=ValOptions.batch_size,
+                rank=dist.rank(),
+                world_size=world,
+                hyp=self.hyp,
+                **common,
+            )
         on_device = draws_on_device(loader, options.augment_on, self.device, options.quad)
         self.loader = DeviceLoader(loader, self.device) if on_device else loader
+        self.evaluator = Evaluator(
+            validation,
+            self.device,
+            iou=None,
+            half=self.device.type == "cuda" and self.precision is not None,
+            single_class=options.single_cls,
+            names=self.data.names,
+            metric=self.family.metric,
+        )
+
+    def settle_batch(self, task: nn.Module) -> None:
+        """Turns --batch-size -1 into a number, before anything is trained: for this task and what is trained beside."""
+        if self.options.batch_size > 0:
+            return
+        size = settle_batch(self, task.to(self.device))
+        self.options = replace(self.options, batch_size=size)
+        self.loader.set_batch_size(size // dist.world_size())
         if dist.is_main():
-            half = self.device.type == "cuda" and self.precision is not None
-            # batches of val.py's size: how rectangular batches are padded, and so the scores, depend on it
-            validation = eval_loader(self.data, "val", batch_size=ValOptions.batch_size, hyp=self.hyp, **common)
-            self.evaluator = Evaluator(
-                validation,
-                self.device,
-                iou=None,
-                half=half,
-                single_class=options.single_cls,
-                names=self.data.names,
-                metric=self.family.metric,
-            )
+            self.options.save(self.folder / "opt.yaml")  # so that --resume has it
 
     def fit_anchors(self, model: Model) -> None:
         """Checks the anchors of a student against the labels; what is estimated instead, later students get too.
@@ -185,8 +207,9 @@ class Session(Generic[OptionsT]):
         Args:
             hyp: instead of the session's; a baseline leaves out the phases.
         """
-        options, folder, hyp = self.options, folder or self.folder, hyp or self.hyp
         task = task.to(self.device)
+        self.settle_batch(task)
+        options, folder, hyp = self.options, folder or self.folder, hyp or self.hyp
         if options.sync_bn:
             task = self._synchronised(task)
         iterations = options.epochs * len(self.loader)
@@ -213,12 +236,16 @@ class Session(Generic[OptionsT]):
             log.info("resuming %s at epoch %d of %d", last, trainer.start_epoch + 1, options.epochs)
         log.info("results go to %s", folder)
         self.begun = True
-        return trainer.fit()
+        with settled():  # reading many images and labels has taken more than training will
+            return trainer.fit()
 
     def score(self, weights: Path, cfg: str = "") -> tuple[Model, Report]:
-        """The model of a weights file, and what it scores on val: in float32, with its detections. Rank 0."""
-        assert self.evaluator is not None, "rank 0 alone has an evaluator"
-        model, _ = load_model(str(weights), cfg or None)
+        """The model of a weights file, and what it scores on val: in float32, with its detections.
+
+        All ranks call it; rank 0 reads the file, which it may just have written.
+        """
+        assert self.evaluator is not None, "`load_data` makes it"
+        model, _ = load_model(dist.by_main(lambda: read_checkpoint(weights)), cfg or None)
         log.info("scoring %s", weights)
         evaluator = copy.copy(self.evaluator)
         evaluator.collect, evaluator.precision = True, None
@@ -239,6 +266,7 @@ class Session(Generic[OptionsT]):
             validate=not options.noval,
             save=not options.nosave,
             save_period=options.save_period,
+            save_interval=options.save_interval,
             close_mosaic=hyp.close_mosaic or 0,
             multi_scale=options.multi_scale,
             quad=options.quad,
@@ -251,10 +279,10 @@ class Session(Generic[OptionsT]):
 
     def watchers(self, folder: Path) -> tuple[Callback, ...]:
         """Console, results.csv, TensorBoard and figures."""
-        found: list[Callback] = [Console(), CsvTable(folder / "results.csv"), TensorBoard(folder)]
+        found: list[Callback] = [CsvTable(folder / "results.csv"), TensorBoard(folder)]
         if not self.options.noplots:
             found.append(Figures(folder, self.data.names))
-        return tuple(found)
+        return Console(), self.peaks, *map(Dispensable, found)
 
     def _synchronised(self, task: nn.Module) -> nn.Module:
         if self.device.type != "cuda" or not dist.is_distributed():
@@ -272,53 +300,59 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
     resumed_folder = None if options.resume is None else find_run(options.resume, options.project)
     if resumed_folder is not None:
         options = resumed(options, options_from_file(resumed_folder, type(options)))
-        options = replace(options, hyp=(str(resumed_folder / "hyp.yaml"),))
     device = choose_device(options.device)
     if options.compile:
         require_compiler(device)
-    dist.start(device)
-    try:
+    with dist.group(device):
         precision = choose_precision(device, options.amp)
         log.info("%s", describe(device, precision))
+        if resumed_folder is None and (begun := dist.from_main(run_of_this_launch(options.project))):
+            log.info("started anew: going on with %s", begun)
+            resumed_folder = Path(str(begun))
+            options = options_from_file(resumed_folder, type(options))
+        if resumed_folder is not None:
+            options = replace(options, hyp=(str(resumed_folder / "hyp.yaml"),))
         start = starting_point(options, resumed_folder)
         family = family_of(architecture(options, start, resumed_folder is not None))
         hyp = recipe(options, family)
         if resumed_folder is None:
             refuse_anchors(options, family)
             options = whole_run(replace(options, hyp=options.hyp or (family.recipe,)), hyp)
-        with dist.main_first():
-            data = read_data(options.data)
+        data = read_data(options.data, options.runs_scripts)
         data = data.as_single_class() if options.single_cls else data
-        made = resumed_folder or (
-            run_folder(options.project, options.name, options.exist_ok) if dist.is_main() else None
-        )
-        folder = Path(str(dist.from_main(made)))
-        if dist.is_main() and resumed_folder is None:
-            options.save(folder / "opt.yaml")
-            write_hyp(folder / "hyp.yaml", hyp)
-            write_text(folder / "environment.yaml", yaml.safe_dump(environment(device), sort_keys=False))
+        folder = dist.by_main(lambda: resumed_folder or run_folder(options.project, options.name, options.exist_ok))
+        if not folder.exists():
+            raise UserError(
+                f"--project {options.project}: {folder}, made by rank 0, is not to be seen on {platform.node()}; "
+                "name a folder on a disk that all machines share"
+            )
         session = Session(options, hyp, data, device, precision, folder, resumed_folder is not None)
         session.start = start if resumed_folder is None else None  # then it is the last checkpoint of the run
         session.family = family
-        with _tidy(session):
+        with _tidy(session), dist.lost_peers(), machine_faults(session):
+            if dist.is_main() and resumed_folder is None:
+                options.save(folder / "opt.yaml")
+                write_hyp(folder / "hyp.yaml", hyp)
+                write_text(folder / "environment.yaml", yaml.safe_dump(environment(device), sort_keys=False))
             yield session
-    finally:
-        dist.stop()
 
 
 @contextmanager
 def _tidy(session: Session[OptionsT]) -> Iterator[None]:
-    """Where a mistake or Ctrl-C ends a run: no folder stays if nothing was trained; else it is said how to go on."""
+    """Where a mistake, Ctrl-C or another rank ends a run: no folder stays if nothing was trained.
+
+    Where something was, and it was no mistake, it is said how to go on.
+    """
     folder, options = session.folder, session.options
     try:
         yield
-    except (UserError, KeyboardInterrupt) as reason:
+    except (UserError, KeyboardInterrupt, PeerLost) as reason:
         if not dist.is_main():
             raise
         if not (session.begun or session.resuming or options.exist_ok):
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(reason, KeyboardInterrupt) and any(folder.glob("**/weights/last.pt")):
-            log.info("to go on: python %s --resume %s", Path(sys.argv[0]).name, shlex.quote(str(folder)))
+        if not isinstance(reason, UserError) and any(folder.glob("**/weights/last.pt")):
+            log.info("to go on: %s", resume_command(folder))
         raise
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.precision import describe
+from utils.config import read_yaml
 from utils.errors import UserError
 from utils.files import ROOT
 
@@ -30,6 +33,32 @@ def find_run(resume: str, project: str) -> Path:
     raise UserError(f"--resume {resume}: no opt.yaml beside it; --resume continues a run folder of this repository")
 
 
+def run_of_this_launch(project: str) -> Path | None:
+    """The folder of a run that the same torchrun, or the same job of a scheduler, has begun and not ended.
+
+    torchrun starts all processes anew when one of them dies (--max-restarts) or when machines come and go, and a
+    scheduler starts a job anew that it has put back into its queue: with the same command, which then is to go on.
+    """
+    launch = launch_id()
+    own = {"launch": launch, "command": shlex.join(sys.argv)}
+    files = Path(project).glob("**/environment.yaml") if launch else ()
+    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        found = read_yaml(file)
+        if all(found.get(key) == value for key, value in own.items()):
+            return None if (file.parent / "metrics.json").exists() else file.parent
+    return None
+
+
+def launch_id() -> str:
+    """What processes have in common that one call of torchrun has started; '' without torchrun.
+
+    That is its --rdzv-id (--standalone makes one up), which a scheduler's job sets to its own number; without one, the
+    torchrun process itself.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"process {os.getppid()} of {platform.node()}" if name == "none" else name
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """What a run needs to be repeated, beside its options."""
 
@@ -42,6 +71,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
     return {
         "command": shlex.join(sys.argv),
+        "launch": launch_id(),
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed_files": str(len(git("status", "--porcelain").splitlines())),
         "python": sys.version.split()[0],

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import re
+import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from tqdm import tqdm
 
 from engine import checkpoint
 from engine.callbacks import Callback, EpochRecord, Outcome
 from engine.evaluator import Evaluator
-from engine.optim import lay_out_alike
 from engine.plan import Plan
-from engine.precision import autocast
+from engine.stepper import Asked, NotFinite, Stepper
+from models.weights import read_checkpoint
 from utils import dist
 from utils.ema import ModelEma
-from utils.errors import UserError
+from utils.errors import PeerLost, UserError
+from utils.interruption import Interrupted, Interruption
 from utils.metrics import fitness
 from utils.reproduce import sample_rng
 from utils.types import Batch, Progress
 
 log = logging.getLogger(__name__)
+
+RETURNS = 3  # how often a run goes back to its last checkpoint because of numbers that are not finite
+SLOWER = 0.5  # the learning rate's factor, each time
 
 
 @dataclass
@@ -42,14 +44,33 @@ class Best:
     epoch: int = -1
 
 
+@dataclass
+class Passed:
+    """What an epoch has come to so far."""
+
+    step: int = 0  # batches that are behind us
+    counted: int = 0  # of these, those whose terms are in the sums
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, terms: Mapping[str, float], skipped: bool) -> None:
+        self.step += 1
+        self.counted += not skipped
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + (0.0 if skipped else value)
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: value / max(1, self.counted) for name, value in self.sums.items()}
+
+
 class Trainer:
     """Fits a task: `fit()` trains, validates, saves, and returns what came of it.
 
     Args:
         task: an nn.Module that keeps the contract in `engine/task.py`; on the device already.
         optimizer: over the task's parameters, groups named as `engine.optim.GROUPS`.
-        loader: yields `Batch`, has `set_epoch(epoch, mosaic)`.
-        evaluator: validates the averaged student on rank 0; None there means no validation.
+        loader: yields `Batch`, has `set_epoch(epoch, mosaic, first)`.
+        evaluator: validates the averaged student, on all ranks together; None: no validation.
         plan: numbers of the run.
         callbacks: watchers, called on rank 0.
     """
@@ -64,167 +85,165 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.task = task
-        self.optimizer = optimizer
+        self.stepper = Stepper(task, optimizer, plan)
         self.loader = loader
         self.evaluator = evaluator
-        self.validates = bool(dist.from_main(evaluator is not None))
+        self.validates = evaluator is not None
         self.plan = plan
         self.callbacks = tuple(callbacks) if dist.is_main() else ()
-        self.ema = ModelEma(task.model)
-        self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision is torch.float16)
         self.best = Best()
         self.start_epoch = 0
-        self.optimizer_steps = 0
-        self.learners: list[list[nn.Parameter]] = task.learners()  # the same through a run
+        self.passed = Passed()  # of the epoch that goes on
+        self.returns = 0
         self.class_maps: Tensor | None = None  # of the last validation, for image weights
+        self._own_state: Mapping[str, Any] | None = None  # this rank's, where an epoch goes on
+        self._interruption = Interruption()
+        self._saved = time.monotonic()
 
     @property
     def weights(self) -> Path:
         return self.plan.folder / "weights"
 
+    @property
+    def ema(self) -> ModelEma:
+        return self.stepper.ema
+
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def fit(self) -> Outcome:
-        """Trains from `start_epoch` to the end, to `patience`, or to the first loss that is not finite (UserError)."""
+        """Trains from `start_epoch` to the end, or to `patience`.
+
+        Raises:
+            UserError: losses or gradients are not finite for many steps, and going back did not help.
+            Interrupted: a signal came; last.pt is where the run goes on.
+        """
         started = time.perf_counter()
-        self._tell("on_fit_start")
-        epoch, stopped = self.start_epoch - 1, False
-        for epoch in range(self.start_epoch, self.plan.epochs):
-            record = self._epoch(epoch)
-            stopped = self._patience_is_over(record)
-            final = stopped or epoch + 1 == self.plan.epochs
-            self._save(record, final)
-            self._tell("on_epoch_end", record)
-            if final:
-                break
-        outcome = Outcome(
-            folder=self.plan.folder,
-            best=self.weights / "best.pt",
-            last=self.weights / "last.pt",
-            best_epoch=self.best.epoch,
-            best_fitness=self.best.fitness,
-            epochs_run=epoch + 1 - self.start_epoch,
-            seconds=time.perf_counter() - started,
-            stopped_early=stopped and epoch + 1 < self.plan.epochs,
-        )
-        self._tell("on_fit_end", outcome)
+        with Interruption(PeerLost) as self._interruption, dist.lost_peers():
+            if dist.is_main():
+                checkpoint.remove_unfinished(self.weights)
+            self._tell("on_fit_start")
+            if self.plan.save and not (self.start_epoch or self.passed.step):
+                self._save_midway(self.start_epoch)  # so that there is a checkpoint from the first moment on
+            first, epoch, stopped = self.start_epoch, self.start_epoch - 1, False
+            while epoch + 1 < self.plan.epochs and not stopped:
+                try:
+                    record = self._epoch(epoch + 1)
+                except NotFinite as failure:
+                    self._go_back(failure)
+                    epoch = self.start_epoch - 1
+                    continue
+                epoch = record.epoch
+                stopped = self._patience_is_over(record)
+                self._tell("on_epoch_end", record)  # first: an epoch that is not saved is told again
+                self._save(record, final=stopped or epoch + 1 == self.plan.epochs)
+            outcome = Outcome(
+                folder=self.plan.folder,
+                best=self.weights / "best.pt",
+                last=self.weights / "last.pt",
+                best_epoch=self.best.epoch,
+                best_fitness=self.best.fitness,
+                epochs_run=epoch + 1 - first,
+                seconds=time.perf_counter() - started,
+                stopped_early=stopped and epoch + 1 < self.plan.epochs,
+            )
+            self._tell("on_fit_end", outcome)
         return outcome
 
     def _epoch(self, epoch: int) -> EpochRecord:
         started = time.perf_counter()
-        steps = len(self.loader)
-        mosaic = epoch < self.plan.epochs - self.plan.close_mosaic
-        if self.plan.image_weights:
-            self._weigh_images()
-        self.loader.set_epoch(epoch, mosaic)
-        # what losses draw depends on seed, epoch and rank alone, so that resume needs nothing
-        torch.manual_seed(int(sample_rng(self.plan.seed, epoch, dist.rank()).integers(2**62)))
-        self.task.train()
-        self.task.at(Progress(epoch, 0, self.plan.epochs, steps))
-        module = wrap(self.task, self.plan.device)
-
-        sums: dict[str, float] = {}
-        waiting = 0  # batches whose gradient waits for the optimizer
-        bar = self._bar(epoch, steps)
-        for step, batch in enumerate(bar):
-            progress = Progress(epoch, step, self.plan.epochs, steps)
-            waiting += 1
-            # the last batch of an epoch always steps: no gradient is carried over, so that resume is exact
-            due = waiting >= self.plan.timetable.accumulate(progress) or step + 1 == steps
-            self.plan.timetable.apply(self.optimizer, progress)
-            terms = self._forward_backward(module, batch, progress, due)
-            if due:
-                self._step()
-                waiting = 0
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value
-            if not bar.disable:
-                bar.set_postfix_str(shown({name: value / (step + 1) for name, value in sums.items()}), False)
-            self._tell("on_step_end", progress, batch, terms)
-
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self._train(epoch)
+        rates = {group["name"]: group["lr"] for group in self.stepper.optimizer.param_groups}
         dist.broadcast_buffers(self.task)
-        over_ranks = dist.mean(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.plan.device)) / steps
-        report, score = self._validate(epoch)
+        try:
+            with self._interruption.at_once():
+                report, score = self._validate(epoch)
+        except Interrupted:  # validation is done anew; nothing of it is in the state
+            self._save_midway(epoch)
+            raise
         best = score is not None and score > self.best.fitness
         if best and score is not None:
             self.best = Best(score, epoch)
+        passed, self.passed = self.passed, Passed()
         return EpochRecord(
             epoch=epoch,
             epochs=self.plan.epochs,
-            terms=dict(zip(sums, over_ranks.tolist(), strict=True)),
+            terms=passed.means,
             report=report,
             learning_rates=rates,
             fitness=score,
             best=best or (not self.validates and epoch + 1 == self.plan.epochs),
             seconds=time.perf_counter() - started,
-            optimizer_steps=self.optimizer_steps,
+            optimizer_steps=self.stepper.count,
+            skipped=passed.step - passed.counted,
         )
 
-    def _forward_backward(self, module: nn.Module, batch: Batch, progress: Progress, due: bool) -> dict[str, float]:
-        """One batch: forward, backward, and the one host sync of the step (the finite check)."""
-        self.task.at(progress)
-        batch = batch.to(self.plan.device, torch.channels_last)
-        if self.plan.multi_scale:
-            batch = self._rescaled(batch, progress)
-        if self.plan.compile and self.plan.device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # what graphs put out in the step before may be overwritten
-        patient = not due and isinstance(module, DistributedDataParallel)
-        with module.no_sync() if patient else contextlib.nullcontext():  # type: ignore[operator]
-            with autocast(self.plan.device, self.plan.precision):
-                terms = module(batch)
-            # published hyper-parameters are meant for losses summed over the batch; DDP averages over ranks
-            loss = torch.stack(list(terms.values())).sum() * (batch.images.shape[0] * dist.world_size())
-            if self.plan.quad:
-                loss = loss * 4  # a quarter of the images, each four times as large
-            self.scaler.scale(loss).backward()
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
-            listed = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+    def _train(self, epoch: int) -> None:
+        """What is left of an epoch's batches."""
+        steps = len(self.loader)
+        if self.plan.image_weights:
+            self._weigh_images()
+        mosaic = epoch < self.plan.epochs - self.plan.close_mosaic
+        self.loader.set_epoch(epoch, mosaic, self.passed.step)
+        # what losses draw depends on seed, epoch and rank alone, so that resume needs nothing
+        torch.manual_seed(int(sample_rng(self.plan.seed, epoch, dist.rank()).integers(2**62)))
+        self.stepper.begin(Progress(epoch, 0, self.plan.epochs, steps))
+        if self._own_state is not None:
+            self.stepper.take_own_state(self._own_state)
+            self._own_state = None
+        with self._bar(epoch, steps) as bar:
+            for batch in bar:
+                progress = Progress(epoch, self.passed.step, self.plan.epochs, steps)
+                step = self.stepper(batch, progress, self._wishes())
+                self.passed.add(step.terms, step.skipped)
+                if not bar.disable:
+                    bar.set_postfix_str(shown(self.passed.means), False)
+                self._tell("on_step_end", progress, batch, step.terms)
+                if step.moved and (step.asked.stop or step.asked.save):
+                    self._save_midway(epoch, gathered=True)
+                    if step.asked.stop:
+                        # of ranks, one may have been told before the others
+                        raise Interrupted(self._interruption.number or signal.SIGTERM)
+
+    def _wishes(self) -> Asked:
+        interval = 60 * self.plan.save_interval
+        late = dist.is_main() and self.plan.save and 0 < interval < time.monotonic() - self._saved
+        return Asked(stop=bool(self._interruption.number), save=late)
+
+    def _go_back(self, failure: NotFinite) -> None:
+        """To the last checkpoint, with a lower learning rate."""
+        last = self.weights / "last.pt"
+        returns = self.returns + 1
+        if returns > RETURNS or not dist.from_main(self.plan.save and last.exists()):
+            tried = f", after {self.returns} returns to {last} with lower learning rates" if self.returns else ""
             raise UserError(
-                f"loss is not finite at epoch {progress.epoch + 1}, step {progress.step + 1}: {listed}. "
-                "Lower lr0, or check the labels"
+                f"loss or gradients are not finite, step after step{tried}; last at {failure}. Lower lr0, or check the "
+                "labels"
             )
-        return values
-
-    def _step(self) -> None:
-        self.scaler.unscale_(self.optimizer)
-        for parameters in self.learners:
-            torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip_gradient)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer_steps += 1
-        self.ema.update(self.task.model)
-        self.task.after_step()
-
-    def _rescaled(self, batch: Batch, progress: Progress) -> Batch:
-        """The batch at a random size, a multiple of the stride; chance depends on (seed, epoch, step)."""
-        rng = sample_rng(self.plan.seed, progress.epoch, progress.step)
-        factor, stride = rng.uniform(0.5, 1.5), self.plan.stride
-        # not below two strides: in a map of a single cell, BatchNorm has nothing to average over
-        size = [max(2, round(side * factor / stride)) * stride for side in batch.images.shape[2:]]
-        return batch._replace(images=F.interpolate(batch.images, size=size, mode="bilinear", align_corners=False))
+        saved = read_checkpoint(last)
+        assert saved.training is not None, "the last epoch alone leaves one without"
+        self.resume(saved.state, saved.training)
+        self.returns, self.stepper.rate_factor = returns, SLOWER**returns
+        log.warning(
+            "going back to %s (epoch %d) with %g times the learning rate, because steps come to nothing; last at %s",
+            *(last, self.start_epoch + 1, self.stepper.rate_factor, failure),
+        )
 
     # -- validation, saving, resuming ----------------------------------------------------------------------------------
 
     def _validate(self, epoch: int) -> tuple[Any, float | None]:
-        """The report (rank 0) and the fitness (every rank)."""
+        """The report and the fitness."""
         plan = self.plan
         last = epoch + 1 == plan.epochs
-        if not self.validates or not (last or (plan.validate and (epoch + 1) % plan.val_period == 0)):
+        if self.evaluator is None or not (last or (plan.validate and (epoch + 1) % plan.val_period == 0)):
             return None, None
-        report, value = None, 0.0
-        if self.evaluator is not None:
-            report = self.evaluator(self.ema.model, criterion=self.task.criterion)
-            value = fitness(report.evaluation)
-            if plan.image_weights:
-                self.class_maps = torch.zeros(self.task.model.num_classes)
-                for result in report.evaluation.per_class:  # of the classes that val shows
-                    self.class_maps[result.index] = result.map
-        told = dist.from_main((value, self.class_maps) if dist.is_main() else None)
-        value, self.class_maps = told  # type: ignore[misc]
-        return report, value
+        # weights are equal on all ranks, but each rank's average has followed the batch statistics of its own images
+        dist.broadcast_buffers(self.ema.model)
+        report = self.evaluator(self.ema.model, criterion=self.task.criterion)
+        if plan.image_weights:
+            self.class_maps = torch.zeros(self.task.model.num_classes)
+            for result in report.evaluation.per_class:  # of the classes that val shows
+                self.class_maps[result.index] = result.map
+        return report, fitness(report.evaluation)
 
     def _patience_is_over(self, record: EpochRecord) -> bool:
         waited = record.epoch - self.best.epoch
@@ -235,20 +254,41 @@ class Trainer:
         return True
 
     def _save(self, record: EpochRecord, final: bool) -> None:
-        """Rank 0 writes the epoch's files; nothing but the final ones with --nosave."""
-        if dist.is_main() and (self.plan.save or final):
+        """Rank 0 writes the epoch's files; nothing but the final ones with --nosave.
+
+        Nor while steps come to nothing: the checkpoint from before is the one to go back to.
+        """
+        if dist.is_main() and (final or (self.plan.save and not self.stepper.failed)):
             training = None if final else self.training_state(record.epoch + 1)
             checkpoint.save_epoch(self.weights, self.ema.model, record, self.plan, training)
+        self._saved = time.monotonic()
 
-    def training_state(self, next_epoch: int) -> dict[str, Any]:
-        """Everything that resume needs beside the average; plain data."""
-        return {
-            "epoch": next_epoch,
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema_updates": self.ema.updates,
-            "optimizer_steps": self.optimizer_steps,
+    def _save_midway(self, epoch: int, gathered: bool = False) -> None:
+        """Rank 0 writes last.pt alone, from where this epoch goes on.
+
+        Args:
+            gathered: with what differs between ranks, which all must then be asked for; not needed where no batch is
+                behind us, or none is left.
+        """
+        ranks = dist.to_main(self.stepper.own_state()) if gathered else None
+        if dist.is_main() and not self.stepper.failed:
+            checkpoint.save_last(self.weights, self.ema.model, self.plan, self.training_state(epoch, ranks))
+        self._saved = time.monotonic()
+
+    def training_state(self, epoch: int, ranks: Sequence[Any] | None = None) -> dict[str, Any]:
+        """Everything that resume needs beside the average; plain data.
+
+        Args:
+            epoch: that comes next, or goes on.
+            ranks: of each, what is its own (`Stepper.own_state`).
+        """
+        return self.stepper.state() | {
+            "epoch": epoch,
+            "step": self.passed.step,
+            "counted": self.passed.counted,
+            "sums": dict(self.passed.sums),
+            "ranks": ranks,
+            "returns": self.returns,
             "best_fitness": self.best.fitness,
             "best_epoch": self.best.epoch,
             "class_maps": self.class_maps,
@@ -256,16 +296,21 @@ class Trainer:
 
     def resume(self, average: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continues from what `training_state` returned and the average saved with it."""
-        self.ema.model.load_state_dict(average)
-        self.ema.updates = state["ema_updates"]
-        self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        lay_out_alike(self.optimizer)
-        self.scaler.load_state_dict(state["scaler"])
-        self.optimizer_steps = state["optimizer_steps"]
+        self.stepper.resume(average, state)
         self.best = Best(state["best_fitness"], state["best_epoch"])
         self.class_maps = state["class_maps"]
         self.start_epoch = state["epoch"]
+        self.passed = Passed(state.get("step", 0), state.get("counted", 0), dict(state.get("sums", {})))
+        self.returns = state.get("returns", 0)
+        ranks = state.get("ranks")
+        self._own_state = None
+        if ranks is not None and len(ranks) == dist.world_size():
+            self._own_state = ranks[dist.rank()]
+        elif ranks is not None:
+            log.warning(
+                "this epoch was begun by %d processes and goes on with %d: not to the last bit as with as many",
+                *(len(ranks), dist.world_size()),
+            )
 
     # -- small things --------------------------------------------------------------------------------------------------
 
@@ -274,13 +319,24 @@ class Trainer:
         maps = torch.zeros(self.task.model.num_classes) if self.class_maps is None else self.class_maps
         self.loader.set_image_weights((1 - maps).square().numpy())
 
-    def _bar(self, epoch: int, steps: int) -> Any:
-        batches: Iterable[Batch] = self.loader
+    @contextlib.contextmanager
+    def _bar(self, epoch: int, steps: int) -> Iterator[Any]:
+        """The batches that are left, with a bar where someone looks."""
         memory = ""
         if self.plan.device.type == "cuda":
             memory = f" {torch.cuda.max_memory_reserved(self.plan.device) / 2**30:.3g}G"
         title = f"epoch {epoch + 1}/{self.plan.epochs}{memory}"
-        return tqdm(batches, desc=title, total=steps, disable=not dist.is_main(), dynamic_ncols=True, leave=True)
+        batches: Iterator[Batch] = iter(self.loader)
+        try:
+            with tqdm(
+                *(batches, title, steps),
+                initial=self.passed.step, disable=not dist.is_main(), dynamic_ncols=True, leave=True,
+            ) as bar:  # fmt: skip
+                yield bar
+        finally:
+            # an epoch may be left before its end, and begun again with the same workers
+            if isinstance(batches, Generator):
+                batches.close()
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -294,15 +350,3 @@ def shown(terms: Mapping[str, float]) -> str:
         short = re.sub(r"_layer\d+(_\d+)*", "", name)
         sums[short] = sums.get(short, 0.0) + value
     return "  ".join(f"{name} {value:.4g}" for name, value in sums.items())
-
-
-def wrap(task: nn.Module, device: torch.device) -> nn.Module:
-    """The task itself, or under DDP: wrapping the *task* is what makes every learning part of it agree across ranks.
-
-    Buffers are not broadcast at each step but once an epoch, from rank 0 (`dist.broadcast_buffers`).
-    """
-    if not dist.is_distributed():
-        return task
-    return DistributedDataParallel(
-        task, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )

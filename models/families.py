@@ -14,6 +14,7 @@ import yaml
 
 from models.spec import ModelSpec
 from utils.errors import UserError, nearest
+from utils.yaml_file import read_yaml
 
 FAMILY_FILES = Path(__file__).resolve().parent / "cfg"
 # where model files lie in the repositories that people come from: `models/hub/yolov5s6.yaml` in their notes is ours
@@ -70,7 +71,9 @@ def known_specs() -> Iterator[ModelSpec]:
 
 @functools.cache  # our own files, which don't change under a run
 def _family(file: Path) -> Mapping[str, Any]:
-    return _load(file)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    values: Mapping[str, Any] = yaml.load(file.read_text(encoding="utf-8"), loader)
+    return values
 
 
 @functools.cache
@@ -142,13 +145,14 @@ def _with_rows(values: Mapping[str, Any], scale: str) -> dict[str, Any]:
 
 def _from_file(path: Path, scale: str = "") -> ModelSpec:
     """A model file; of one with several `scales` the given one, else the one in its name, its key's, or the first."""
-    values = _load(path)
+    values = read_yaml(path)
     scales = values.get("scales")
     if not isinstance(scales, Mapping) or not scales:
         return ModelSpec.from_dict(values, path.stem, str(path))
     if not scale:
         found = SCALE_IN_NAME.search(path.stem)
-        named = [letter for letter in (found.group(1) if found else "", values.get("scale")) if letter in scales]
+        wanted = (found.group(1) if found else "", values.get("scale"))
+        named = [letter for letter in wanted if isinstance(letter, str) and letter in scales]
         scale = named[0] if named else next(iter(scales))
         if not named:
             log.info("%s has the scales %s: taking %s", path, ", ".join(map(str, scales)), scale)
@@ -161,19 +165,5 @@ def _behind_scale(path: Path) -> tuple[Path, str] | None:
     if found is None:
         return None
     file = path.with_name(path.stem[: found.start(1)] + path.stem[found.end(1) :] + path.suffix)
-    scales = _load(file).get("scales") if file.is_file() else None
+    scales = read_yaml(file).get("scales") if file.is_file() else None
     return (file, found.group(1)) if isinstance(scales, Mapping) and found.group(1) in scales else None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = re.sub(r"\s+", " ", str(error))
-        raise UserError(f"{path}: not a YAML file: {line}") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: not a model file; a model file has nc, backbone, head, and anchors where its head has"
-        )
-    return values

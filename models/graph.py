@@ -14,7 +14,7 @@ from models.blocks.activation import replace_activations
 from models.blocks.base import LayerSpec
 from models.heads import ANCHOR_FREE, HEADS, REFUSED
 from models.spec import ModelSpec
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.registry import find
 from utils.types import FeatureInfo
 
@@ -42,7 +42,7 @@ def layer_specs(spec: ModelSpec) -> tuple[LayerSpec, ...]:
 
 def _layer_spec(index: int, section: str, place: int, row: tuple[Any, ...], spec: ModelSpec) -> LayerSpec:
     sources, number, module, args = row
-    where = f"{spec.name}: {section} row {place}, layer {index} {_as_written(row)}"
+    where = f"{spec.name}: {section} row {place}, layer {index} {shown(_as_written(row), 200)}"
     listed = sources if isinstance(sources, tuple) else (sources,)
     absolute = tuple(source + index if source < 0 else source for source in listed)
     for written, source in zip(listed, absolute, strict=True):
@@ -146,8 +146,9 @@ def _tried(layer: LayerSpec, build: Any, *args: Any) -> Any:
         return build(*args)
     except UserError as error:
         raise UserError(f"{layer.where}: {error}") from error
-    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(f"{layer.where}: {str(error).splitlines()[0]}") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{layer.where}: {shown(reason, 200)}") from error
 
 
 def _as_written(value: Any) -> str:

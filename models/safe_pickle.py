@@ -1,24 +1,23 @@
-"""Reading checkpoint files without running anything that is in them.
+"""Pickles without running anything that is in them.
 
 A published `.pt` is a pickle that names classes of its authors' code. Each such name must be on a short list and gets
-an inert stand-in; nothing is imported, called or resolved on the file's behalf.
+an inert stand-in; nothing is imported, called or resolved on the file's behalf. What a file can call are the functions
+of `_Reader.calls`, which take plain values and give plain values. Tensors are made last, of what was checked.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from utils.errors import UserError
+from models.opcodes import MOST_BITS, MOST_OPCODES, check_opcodes
+from models.stand_ins import StandIn
+from utils.errors import UserError, shown
 
 # modules whose classes make up the pickled models that we read; their names become stand-ins
 MODEL_MODULES = (
@@ -43,151 +42,249 @@ HARMLESS = frozenset(
         ),
         "argparse.Namespace",
         "types.SimpleNamespace",
-        "builtins.set",
+        "builtins.bytearray",
+        "builtins.complex",
+        "torch.device",
+        "torch.Size",
+        "torch.Tensor",
+        "torch.nn.parameter.Parameter",
+        *(f"torch.{kind}" for kind in ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32")),
+        *(f"torch.{kind}" for kind in ("int64", "bool", "strided")),
     }
 )
-MAX_DEPTH = 64  # of modules within modules
+# what the numbers of a tensor are kept in
+STORAGES: Mapping[str, torch.dtype] = {
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.ByteStorage": torch.uint8,
+    "torch.CharStorage": torch.int8,
+    "torch.ShortStorage": torch.int16,
+    "torch.IntStorage": torch.int32,
+    "torch.LongStorage": torch.int64,
+    "torch.BoolStorage": torch.bool,
+}
+MOST_DIMENSIONS = 16
+MOST_NUMBERS = 2**48  # of a tensor, repetitions counted: their product must not overflow in PyTorch
+MOST_DEPTH = 150  # of containers in containers; a module is three of them
+
+Storages = Callable[[str, torch.dtype, int], Tensor]  # key, dtype, count -> so many numbers of the file, flat
 
 
-class StandIn:
-    """What an object of the file becomes: its class's name and its state, and no behaviour."""
+class Unpickled(NamedTuple):
+    """A pickle's content, in which tensors are still to be made."""
 
-    origin = ""
+    content: Any
+    storages: dict[str, tuple[torch.dtype, int]]  # key -> what is kept there, and how many
+    where: str
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
-        return super().__new__(cls)
+    def resolved(self, storages: Storages) -> Any:
+        """Plain data, tensors on the CPU, and stand-ins.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: dict[str, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        # kept in one attribute, so that no key of the file can shadow anything
-        self.state = state if isinstance(state, dict) else {}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An attribute of the pickled object; submodules are attributes too."""
-        state = getattr(self, "state", {})  # an object without state was never given one
-        return state.get(name, _mapping(state.get("_modules")).get(name, default))
+        Raises:
+            UserError: something in it contains itself, or it would be endless if written out.
+            Exception: of `storages`.
+        """
+        return _Builder(storages, self.where).build(self.content, 0)
 
 
-def read_file(path: Path) -> Any:
-    """The content of a checkpoint: plain data, tensors (on the CPU), and stand-ins for anything else.
+def unpickle(file: BinaryIO, where: str, modules: bool = True) -> Unpickled:
+    """Reads one pickle and leaves the file behind it.
+
+    Args:
+        where: what errors begin with.
+        modules: False refuses pickled modules, with the way out.
 
     Raises:
-        UserError: of a file that is not one, is damaged, or names what is not on the lists.
+        UserError: it names what is not on the lists.
+        Exception: whatever a damaged pickle comes to.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a weights file")
-    if not path.is_file():
-        raise UserError(f"no weights file {path}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        raise UserError(f"{path} is empty; delete it and get it again")
-    if start.lstrip().startswith(b"<"):
-        raise UserError(f"{path} is a web page, not a weights file; delete it and get it again")
-    return _read_zip(path) if start.startswith(b"PK") else _read_old(path)
+    start = file.tell()
+    check_opcodes(file)
+    file.seek(start)
+    reader = _Reader(file, where, modules)
+    content = reader.load()
+    return Unpickled(content, reader.storages, where)
 
 
-def refused(names: list[str]) -> list[str]:
-    """Those of the names in a file that are on no list."""
-    return sorted(name for name in names if name not in HARMLESS and not name.startswith(MODEL_MODULES))
+# -- inert objects -----------------------------------------------------------------------------------------------------
 
 
-def _read_zip(path: Path) -> Any:
-    try:
-        names = get_unsafe_globals_in_checkpoint(str(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not a pickle that torch.save writes; it was not loaded ({error})") from error
-    except Exception as error:  # whatever the parser stumbles over in a damaged file
-        raise UserError(_damaged(path, error)) from error
-    if strangers := refused(names):
-        raise UserError(f"{path} refers to {', '.join(strangers)}; it was not loaded")
-    stand_ins: list[Any] = [(type("StandIn", (StandIn,), {"origin": name}), name) for name in names]
-    try:
-        with safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_not_allowed(path, error)) from error
-    except Exception as error:
-        raise UserError(_damaged(path, error)) from error
+class _Inert:
+    """Something that a pickle holds until its tensors are made; it takes no state."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise ValueError("state for something that has none")
 
 
-def _read_old(path: Path) -> Any:
-    """Files of torch before 1.6: plain data is read; stand-ins can't be had there."""
-    try:
-        with warnings.catch_warnings():  # of pickle protocols that torch does not write: the errors below say more
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise UserError(f"{path} is not a weights file") from error
-        name = found.group(1)
-        if refused([name]):
-            raise UserError(f"{path} refers to {name}; it was not loaded") from error
-        raise UserError(
-            f"{path} holds pickled modules in the format of torch before 1.6, which can't be read safely; convert it"
-            " once where you trust it: load it there and save its state_dict()"
-        ) from error
-    except Exception as error:
-        raise UserError(_damaged(path, error)) from error
+class _Call(_Inert):
+    """One of the functions that a file can call."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(f"{path}: reading .safetensors needs the package safetensors") from error
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise UserError(_damaged(path, error)) from error
+class _Kind(_Inert):
+    """The class of a storage."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    silent = isinstance(error, LookupError) or not str(error)  # a key that the parser looked up in vain says nothing
-    reason = type(error).__name__ if silent else str(error).splitlines()[0].split(". ")[0]
-    if "torchscript" in reason.lower():
-        return f"{path} is an exported TorchScript model; give the checkpoint that it was exported from"
-    kind = "damaged or cut short" if zipfile.is_zipfile(path) or _is_cut_zip(path) else "not a weights file, or damaged"
-    return f"{path} is {kind}; delete it and get it again ({reason})"
+class _Stored(_Inert):
+    """Numbers that lie elsewhere in the file."""
+
+    __slots__ = ("count", "dtype", "key")
+
+    def __init__(self, key: str, dtype: torch.dtype, count: int) -> None:
+        self.key, self.dtype, self.count = key, dtype, count
 
 
-def _is_cut_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+class _View(_Inert):
+    """A tensor to be."""
+
+    __slots__ = ("offset", "size", "storage", "stride")
+
+    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
+        if type(storage) is not _Stored or len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
+            raise ValueError("a tensor of something else than numbers in the file")
+        numbers = (offset, *size, *stride)
+        if any(type(number) is not int or not 0 <= number < MOST_NUMBERS for number in numbers):
+            raise ValueError(f"a tensor of shape {shown(tuple(size))} and strides {shown(tuple(stride))}")
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+        if math.prod(size) >= MOST_NUMBERS or (0 not in size and last >= storage.count):
+            raise ValueError(f"a tensor of shape {shown(tuple(size))} over {storage.count} numbers")
+        self.storage, self.offset, self.size, self.stride = storage, offset, tuple(size), tuple(stride)
 
 
-def _not_allowed(path: Path, error: Exception) -> str:
-    found = re.search(r"GLOBAL (\S+)|function (<[^>]*>)", str(error))
-    name = next(filter(None, found.groups())) if found else str(error).splitlines()[0]
-    return f"{path} refers to {name}; it was not loaded"
+class _Items(dict[Any, Any]):
+    """An ordered mapping, without the attributes that the file would give it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
-def module_tensors(module: StandIn, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of a pickled module, entry by entry."""
-    if depth > MAX_DEPTH:
-        raise UserError("the pickled model nests modules without end; it was not loaded")
-    transient = module.get("_non_persistent_buffers_set") or ()
-    for group in ("_parameters", "_buffers"):
-        for name, value in _mapping(module.get(group)).items():
-            if isinstance(value, Tensor) and name not in transient:
-                yield f"{prefix}{name}", value.detach()
-    for name, child in _mapping(module.get("_modules")).items():
-        if isinstance(child, StandIn):
-            yield from module_tensors(child, f"{prefix}{name}.", depth + 1)
+def _as_it_is(value: Any, *_: Any) -> Any:
+    """Of a parameter, the tensor."""
+    return value
 
 
-def submodules(module: StandIn, depth: int = 0) -> Iterator[tuple[str, StandIn]]:
-    """Every pickled module below `module` with the attribute name that its parent has for it."""
-    for name, child in _mapping(module.get("_modules")).items():
-        if isinstance(child, StandIn) and depth <= MAX_DEPTH:
-            yield str(name), child
-            yield from submodules(child, depth + 1)
+def _plain_tensor(made_by: Any, _: Any, args: Any, *__: Any) -> Any:
+    """Of a tensor with attributes, the tensor."""
+    if type(made_by) is not _Call:
+        raise ValueError("a tensor that nothing here makes")
+    return made_by(*args)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _bytes(text: Any, encoding: Any) -> bytes:
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in another form than pickles have them")
+    return text.encode("latin-1")
+
+
+def _ordered(items: Any = ()) -> _Items:
+    return _Items((_key(key), value) for key, value in (items.items() if isinstance(items, dict) else items))
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    return {_key(item) for item in items}
+
+
+def _key(value: Any) -> Any:
+    """What is hashed: a name or a small number."""
+    small = type(value) is not int or value.bit_length() <= MOST_BITS
+    if not small or (value is not None and type(value) not in (str, int, float, bool, bytes)):
+        raise ValueError(f"a {type(value).__name__} where a name or a number belongs")
+    return value
+
+
+# -- unpickling --------------------------------------------------------------------------------------------------------
+
+
+class _Reader(pickle.Unpickler):
+    """Gives a pickle what it asks for by name: stand-ins, and the few functions that a tensor needs."""
+
+    calls: Mapping[str, Callable[..., Any]] = {
+        "torch._utils._rebuild_tensor": _View,
+        "torch._utils._rebuild_tensor_v2": _View,
+        "torch._utils._rebuild_parameter": _as_it_is,
+        "torch._utils._rebuild_parameter_with_state": _as_it_is,
+        "torch._tensor._rebuild_from_type_v2": _plain_tensor,
+        "collections.OrderedDict": _ordered,
+        "collections.Counter": _ordered,
+        "builtins.set": _set,
+        "_codecs.encode": _bytes,
+    }
+
+    def __init__(self, file: BinaryIO, where: str, modules: bool) -> None:
+        super().__init__(file, encoding="utf-8", errors="replace")
+        self.where = where
+        self.modules = modules
+        self.storages: dict[str, tuple[torch.dtype, int]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # as Python 2 calls it
+        if full in self.calls:
+            return _Call(self.calls[full])
+        if full in STORAGES:
+            return _Kind(STORAGES[full])
+        is_module = full.startswith(MODEL_MODULES)
+        if full not in HARMLESS and not is_module:
+            raise UserError(f"{self.where} refers to {shown(full)}; it was not loaded")
+        if is_module and not self.modules:
+            raise UserError(
+                f"{self.where} holds pickled modules in the format of torch before 1.6, which can't be read safely; "
+                "convert it once where you trust it: load it there and save its state_dict()"
+            )
+        return type("StandIn", (StandIn,), {"origin": full})
+
+    def persistent_load(self, pid: Any) -> _Stored:
+        _, kind, key, _, count, *_ = pid
+        if type(kind) is not _Kind or type(key) is not str or type(count) is not int or count < 0:
+            raise ValueError("a storage of something else than numbers")
+        if self.storages.setdefault(key, (kind.dtype, count)) != (kind.dtype, count):
+            raise ValueError(f"two storages called {shown(key)}")
+        return _Stored(key, kind.dtype, count)
+
+
+class _Builder:
+    """Copies what was unpickled, tensors made and everything inert left out."""
+
+    def __init__(self, storages: Storages, where: str) -> None:
+        self.storages = storages
+        self.where = where
+        self.flat: dict[str, Tensor] = {}
+        self.left = MOST_OPCODES  # objects, each counted as often as it is referred to
+
+    def build(self, value: Any, depth: int) -> Any:
+        self.left -= 1
+        if depth > MOST_DEPTH or self.left < 0:
+            raise UserError(f"{self.where} nests modules or lists without end; it was not loaded")
+        if isinstance(value, dict):
+            return {key: self.build(item, depth + 1) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)([self.build(item, depth + 1) for item in value])
+        if isinstance(value, StandIn):
+            value.state = self.build(getattr(value, "state", {}), depth + 1)
+        elif isinstance(value, _View):
+            return self._tensor(value)
+        elif isinstance(value, _Inert):
+            return None
+        return value
+
+    def _tensor(self, view: _View) -> Tensor:
+        stored = view.storage
+        if stored.key not in self.flat:
+            self.flat[stored.key] = self.storages(stored.key, stored.dtype, stored.count)
+        return self.flat[stored.key].as_strided(view.size, view.stride, view.offset)

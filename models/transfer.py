@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.heads.implicit import folded
+from models.spec import MOST_ANCHORS
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,17 +78,18 @@ def last_layer(state: Mapping[str, Tensor]) -> int | None:
 def anchors_in(state: Mapping[str, Tensor]) -> Tensor | None:
     """(L, A, 2) in units of the stride, where the state has an anchor head."""
     anchors = state.get(f"model.{last_layer(state)}.anchors")
-    return anchors if anchors is not None and anchors.ndim == 3 else None
+    return anchors if anchors is not None and anchors.ndim == 3 and 0 < anchors.shape[1] <= MOST_ANCHORS else None
 
 
 def num_classes_in(state: Mapping[str, Tensor]) -> int | None:
     """How many classes the head of a state was made for."""
     head = f"model.{last_layer(state)}"
     for tower in ("cv3", "one2one_cv3"):  # a fused head has one of them
-        if f"{head}.{tower}.0.2.bias" in state:
-            return len(state[f"{head}.{tower}.0.2.bias"])
+        bias = state.get(f"{head}.{tower}.0.2.bias")
+        if bias is not None and bias.ndim == 1:
+            return len(bias)
     bias = state.get(f"{head}.m.0.bias")
-    if bias is None:
+    if bias is None or bias.ndim != 1:
         return None
     anchors = anchors_in(state)
     per_cell = 3 if anchors is None else anchors.shape[1]  # 3 in every published model

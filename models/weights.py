@@ -14,18 +14,24 @@ from torch import Tensor
 from models.blocks import BLOCKS
 from models.blocks.activation import ACTIVATIONS
 from models.blocks.base import round_channels
+from models.bounds import bounded
 from models.families import known_specs, read_spec
 from models.heads import ANCHOR_FREE, HEADS, REFUSED
-from models.safe_pickle import StandIn, module_tensors, read_file, submodules
 from models.spec import ModelSpec
+from models.stand_ins import StandIn, module_tensors, submodules
 from models.transfer import TransferReport, anchors_in, last_layer, num_classes_in, transfer
+from models.weights_file import read_file
 from models.yolo import Model
 from models.zoo import resolve_weights
-from utils.errors import UserError
+from utils.classes import MOST_CLASSES
+from utils.errors import UserError, shown
 
 __all__ = ["Checkpoint", "TransferReport", "load_model", "read_checkpoint", "resolve_weights", "transfer"]
 
 FORMAT, VERSION = "yolo-distill", 1
+ALWAYS = 100_000_000  # numbers of a file of any size: 0.4 GB
+# what reading comes to where a file has other things in the places of those that are looked for
+MISMADE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 DEFAULT_CLASSES = 80  # COCO's, where neither data, cfg nor weights say
 
 
@@ -61,8 +67,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content = read_file(path)
     try:
         return _interpreted(path, content)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not made as checkpoints are: {error}") from error
+    except MISMADE as error:
+        raise UserError(f"{path} is not made as checkpoints are: {shown(str(error), 200)}") from error
 
 
 def _interpreted(path: Path, content: Any) -> Checkpoint:
@@ -114,13 +120,17 @@ def load_model(
     if names is None and checkpoint and checkpoint.names and len(checkpoint.names) == num_classes:
         names = checkpoint.names
     try:
-        model = Model(replace(spec, nc=num_classes), num_classes, names)
+        with bounded():
+            model = Model(replace(spec, nc=num_classes), num_classes, names)
     except ValueError as error:
         raise UserError(f"{spec.name}: {error}") from error
     if checkpoint is None:
         return model, None
     anchors_key = f"model.{len(model.model) - 1}.anchors"
-    report = transfer(model, checkpoint.state, leave={anchors_key} if stands else ())
+    try:
+        report = transfer(model, checkpoint.state, leave={anchors_key} if stands else ())
+    except MISMADE as error:  # its parts contradict each other
+        raise UserError(f"{checkpoint.path} is not made as checkpoints are: {shown(str(error), 200)}") from error
     if not (spec.anchor_free or stands) and anchors_key not in dict(report.skipped):
         model.head.provisional = False
     return model, report
@@ -129,7 +139,7 @@ def load_model(
 def recognise(state: Mapping[str, Tensor]) -> ModelSpec | None:
     """The known model whose tensors have these names and shapes, whatever its classes and anchors."""
     num_classes, anchors = num_classes_in(state), anchors_in(state)
-    if num_classes is None:
+    if num_classes is None or num_classes > MOST_CLASSES:
         return None
     shapes = {key: value.shape for key, value in state.items() if _is_weight(key, value)}
     for known in known_specs():
@@ -192,16 +202,16 @@ def _from_ours(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     description = content["description"]
     return Checkpoint(
         path,
-        _tensors(content["model"]),
-        ModelSpec.from_dict(description, str(description.get("name", path.stem)), str(path)),
-        tuple(content["names"]) if content["named"] else None,
+        _tensors(path, content["model"]),
+        ModelSpec.from_dict(description, shown(description.get("name", path.stem)), str(path)),
+        _listed(content["names"]) if content["named"] else None,
         content.get("training"),
         {key: content[key] for key in ("options", "hyp", "metrics") if key in content},
     )
 
 
 def _from_state(path: Path, content: Mapping[str, Any]) -> Checkpoint:
-    state = _tensors(content)
+    state = _tensors(path, content)
     if not any(key.startswith("model.") for key in state):
         raise UserError(f"{path} holds no weights of a YOLO model (keys like model.0.conv.weight)")
     return Checkpoint(path, state, recognise(state))
@@ -218,7 +228,7 @@ def _from_module(path: Path, module: StandIn) -> Checkpoint:
     spec = ModelSpec.from_dict(rows, path.stem, str(path))
     return Checkpoint(
         path,
-        _tensors(dict(module_tensors(module))),
+        _tensors(path, dict(module_tensors(module))),
         replace(spec, activation=_activation(path, module) or spec.activation),
         _names(module.get("names")),
     )
@@ -254,14 +264,27 @@ def _names(names: Any) -> tuple[str, ...] | None:
         names = [names[key] for key in sorted(names)]
     if not isinstance(names, list | tuple) or not names:
         return None
-    made_up = all(re.fullmatch(r"(class\s*)?\d+", str(name)) for name in names)
-    return None if made_up else tuple(str(name) for name in names)
+    listed = _listed(names)
+    return None if all(re.fullmatch(r"(class\s*)?\d+", name) for name in listed) else listed
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict as float32, wrappers' prefixes (`module.`) cut off."""
+def _listed(names: Sequence[Any]) -> tuple[str, ...]:
+    if not all(isinstance(name, str | int | float) for name in names):
+        raise TypeError("the names of its classes are no names")
+    return tuple(str(name) for name in names)
+
+
+def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict as float32, wrappers' prefixes (`module.`) cut off.
+
+    Raises:
+        ValueError: they have far more numbers than the file has bytes, since one number can stand for many.
+    """
     # by any layer: the first of some models (YOLOv9e, YOLOv7-W6) has no tensors
     found = (re.match(r"(.*?)model\.\d+\.", key) for key in content if isinstance(key, str))
     prefix = next((match[1] for match in found if match), "")
     state = {str(key).removeprefix(prefix): value for key, value in content.items() if isinstance(value, Tensor)}
+    claimed, size = sum(value.numel() for value in state.values()), path.stat().st_size
+    if claimed > max(size, ALWAYS):
+        raise ValueError(f"its tensors have {claimed} numbers, and the file has {size} bytes")
     return {key: value.detach().float() if value.is_floating_point() else value for key, value in state.items()}

@@ -49,7 +49,7 @@ class Model(nn.Module):
         self.traced = False
         self.stride: int = max(info[layer].stride for layer in self.head_inputs)
         self._last_use = _last_use(self.sources)
-        self.auxiliary_layers: frozenset[int] = frozenset()
+        self.auxiliary_layers: set[int] = set()  # not a frozenset, at which the compiler of torch 2.6 stops
         if self.head.learns_along:
             self.auxiliary_layers = _without_effect(self.sources, self.head_inputs)
 
@@ -152,7 +152,7 @@ class Model(nn.Module):
         log.info("%10.2f %10.2f %10d  total", *total)
 
 
-def _without_effect(sources: tuple[tuple[int, ...], ...], outputs: tuple[int, ...]) -> frozenset[int]:
+def _without_effect(sources: tuple[tuple[int, ...], ...], outputs: tuple[int, ...]) -> set[int]:
     """Layers before the last that none of `outputs` depends on."""
     needed, waiting = set(), list(outputs)
     while waiting:
@@ -160,7 +160,7 @@ def _without_effect(sources: tuple[tuple[int, ...], ...], outputs: tuple[int, ..
         if layer not in needed and layer >= 0:
             needed.add(layer)
             waiting += sources[layer]
-    return frozenset(range(len(sources) - 1)) - needed
+    return set(range(len(sources) - 1)) - needed
 
 
 def _last_use(sources: tuple[tuple[int, ...], ...]) -> dict[int, int]:

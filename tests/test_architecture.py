@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_every_name_of_numpy_is_there(name: str) -> None:
             assert hasattr(np, node.attr), f"{name}: line {node.lineno}: np.{node.attr}"
 
 
+@pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning, PendingDeprecationWarning])
+def test_what_is_deprecated_is_an_error_where_we_use_it(kind: type[Warning]) -> None:
+    """The filters of pyproject.toml: ours must not, others may."""
+    deprecated = "import warnings; warnings.warn('old', kind)"
+    for module in ("data.scan", "models.blocks.conv", "train_distill", "tests.data.test_scan"):
+        with pytest.raises(kind):
+            exec(deprecated, {"__name__": module, "kind": kind})
+    with warnings.catch_warnings(record=True):
+        exec(deprecated, {"__name__": "torch.nn.modules.conv", "kind": kind})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_star_import_and_no_global(name: str) -> None:
     for node in ast.walk(tree(name)):
@@ -209,14 +221,14 @@ def test_a_recipe_begins_with_the_command_that_uses_it(file: Path) -> None:
 
 
 COMMON = """
-    --batch --batch-size --data --device --exist-ok --image-size --img --img-size --imgsz --name --noplots --project
-    --rect --single-cls --verbose --weights --workers --cfg
+    --allow-download-scripts --batch --batch-size --data --device --exist-ok --image-size --img --img-size --imgsz
+    --name --noplots --project --rect --single-cls --verbose --weights --workers --cfg
 """
 TRAINING = f"""{COMMON}
     --adam --amp --anchors --augment-on --cache --cache-images --clip-grad --close-mosaic --compile --cos-lr --epochs
     --freeze --hyp --image-weights --label-smoothing --linear-lr --mosaic-pool --multi-scale --noautoanchor
-    --nosave --notest --noval --optimizer --patience --poly-lr --quad --resume --save-period --seed --sync-bn
-    --val-period
+    --nosave --notest --noval --optimizer --patience --poly-lr --quad --resume --save-interval --save-period --seed
+    --sync-bn --val-period
 """
 TEACHING = "--t_weights --teacher-weights --t_cfg --teacher-cfg"
 RECORDED = {

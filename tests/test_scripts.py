@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -465,7 +466,7 @@ def test_unlabelled_images_learn_from_the_teacher_alone(
 
 @pytest.fixture
 def pull_plug(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """pull_plug(n): Ctrl-C after n more epochs, of whatever trainings, once."""
+    """pull_plug(n): Ctrl-C in the first step behind n more epochs, of whatever trainings, once."""
     epoch_of = Trainer._epoch
 
     def arm(left: int) -> None:
@@ -475,7 +476,7 @@ def pull_plug(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             begun.append(epoch)
             if len(begun) > left:
                 monkeypatch.setattr(Trainer, "_epoch", epoch_of)
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
             return epoch_of(trainer, epoch)
 
         monkeypatch.setattr(Trainer, "_epoch", interrupted)

@@ -189,7 +189,7 @@ def test_published_weights_score_what_was_recorded(shared: Path, tmp_path: Path)
 def test_all_weights_of_a_table_are_counted_as_the_first_ones_family(
     anchor_free_cfg: Callable[..., Path], weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import evaluator
+    from engine import tally
     from models.families import read_spec
     from models.yolo import Model
 
@@ -199,7 +199,7 @@ def test_all_weights_of_a_table_are_counted_as_the_first_ones_family(
         counted.append(metric)
         return metrics.evaluate(stats, names, metric)
 
-    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(tally, "evaluate", evaluate)
     model = Model(read_spec(str(anchor_free_cfg())), 2, ("bright", "brighter"))
     free = checkpoint.save(tmp_path / "free.pt", model, options={}, hyp={}, metrics={}, half=False)
     words = ("--data", data, "--imgsz", 64, "--noplots", "--exist-ok")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+MOST_CLASSES = 100_000  # that a file may ask for
+
 
 def same_classes(own: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of (index in `own`, index in `others`) whose names agree, in the order of `own`.

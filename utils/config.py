@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,8 +15,9 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 
 import yaml
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, shown
 from utils.files import write_text
+from utils.yaml_file import noun, read_yaml
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def from_mapping(mapping: Mapping[Any, Any], record: type[T], where: str) -> T:
     values = {}
     for key, value in mapping.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key '{key}'{nearest(key, fields)}")
+            raise UserError(f"{where}: unknown key '{shown(key)}'{nearest(key, fields)}")
         values[key] = _convert(value, hints[key], f"{where}: {key}", fields[key].metadata)
     needed = [n for n, f in fields.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
     if needed:
@@ -85,79 +85,6 @@ def from_mapping(mapping: Mapping[Any, Any], record: type[T], where: str) -> T:
         return record(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The mapping in a YAML file. Duplicate keys are an error, and 1e-3 is a number as in YAML 1.2.
-
-    Raises:
-        UserError: no such file, no YAML, or something else than a mapping; names the line.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark first
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a YAML file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    return parse_yaml(text, str(path))
-
-
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """As `read_yaml`, from text; `where` starts the errors."""
-    try:
-        content = yaml.load(text, Loader=_StrictLoader)
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise UserError(f"{where}: line {line}: a character that YAML does not allow") from error
-    except yaml.MarkedYAMLError as error:
-        raise UserError(f"{where}: {_explain(error)}") from error
-    except (ValueError, RecursionError) as error:  # such as the date 2020-13-45
-        raise UserError(f"{where}: not valid YAML: {error}") from error
-    if content is None:
-        raise UserError(f"{where}: line 1: the file is empty, expected lines of 'key: value'")
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: line 1: got {_noun(content)}, expected lines of 'key: value'")
-    return content
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """PyYAML follows YAML 1.1, which takes 1e-3 for text because it has no point; ours is a number."""
-    exponent = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"))
-    published = yaml.SafeLoader.yaml_implicit_resolvers
-    return published | {first: [*published.get(first, []), exponent] for first in "-+.0123456789"}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain data only, every key once."""
-
-    yaml_implicit_resolvers = _resolvers()
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is there a second time", key_node.start_mark
-                )
-            if isinstance(key, Hashable):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _explain(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    line = f"line {mark.line + 1}: " if mark else ""
-    problem = error.problem or error.context or "not valid YAML"
-    if "'\\t'" in problem:
-        problem = "a tab; YAML indents with spaces"
-    return f"{line}{problem}"
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -262,12 +189,11 @@ def pick(value: str, choices: Sequence[str], where: str) -> str:
         if known.lower() == value.lower():
             return known
     hint = nearest(value, choices) or ";"
-    raise UserError(f"{where}: got '{value}'{hint} known: {', '.join(choices)}")
+    raise UserError(f"{where}: got '{shown(value)}'{hint} known: {', '.join(choices)}")
 
 
 def _refuse(value: Any, hint: Any, where: str, limits: Mapping[str, Any]) -> NoReturn:
-    shown = repr(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else _noun(value)
-    raise UserError(f"{where}: got {shown}, expected {_phrase(hint, limits)}")
+    raise UserError(f"{where}: got {noun(value)}, expected {_phrase(hint, limits)}")
 
 
 def _phrase(hint: Any, limits: Mapping[str, Any]) -> str:
@@ -294,15 +220,3 @@ def _phrase(hint: Any, limits: Mapping[str, Any]) -> str:
 
 def _keys(record: Any) -> str:
     return ", ".join(item.name for item in dataclasses.fields(record) if item.init)
-
-
-def _noun(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    return repr(value)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.config import choice, from_mapping, number, read_yaml, to_mapping, write_mapping
+from utils.config import choice, from_mapping, number, to_mapping, write_mapping
 from utils.errors import UserError, nearest
-from utils.files import ROOT
+from utils.files import ROOT, home
 from utils.phases import Phase
 from utils.recipe_names import KEYS, RECIPES, UNUSED
+from utils.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ def resolve_hyp(name: str | Path) -> Path:
 
     `scratch-low`, `hyp.scratch-low.yaml` and `data/hyps/hyp.scratch-low.yaml` all are `hyp/scratch-low.yaml`.
     """
-    path = Path(name).expanduser()
+    path = home(name)
     if path.is_file():
         return path
     known = {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}

@@ -5,9 +5,13 @@ Training from a packed cache with augmentation on the device needs no OpenCV, so
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from utils.errors import UserError
+
+MOST_PIXELS = 178_956_970  # of an image: more is what Pillow takes for an attack; as many are 0.5 GB
+LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"  # OpenCV looks at it once, when it is loaded; its own is 3.2 GB
 
 
 class _Absent:
@@ -28,10 +32,15 @@ class _Absent:
 
 
 def _opencv() -> Any:
+    before = os.environ.get(LIMIT)
+    os.environ[LIMIT] = before or str(MOST_PIXELS)
     try:
         import cv2
     except ImportError as error:
         return _Absent(str(error))
+    finally:
+        if before is None:
+            del os.environ[LIMIT]
     return cv2
 
 

@@ -24,6 +24,7 @@ GREY = "#b8bcc2"
 LINES = (("#1f6fb4", "-"), ("#e66101", "-"), ("#111111", "--"), ("#8c56be", ":"), ("#009e73", "-."))
 FEW = 12  # classes that a figure can name one by one
 MANY = 30  # classes up to which ticks are written
+MOST = 1_000_000  # boxes that a figure of positions and sizes takes, evenly from all: more of them look the same
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -88,10 +89,11 @@ def label_statistics(classes: ArrayLike, boxes: ArrayLike, names: Sequence[str],
         boxes: (n, 4) centre x, y, width, height in [0, 1].
     """
     classes = np.asarray(classes, dtype=np.int64).reshape(-1)
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    every = math.ceil(len(classes) / MOST) or 1
+    boxes = np.asarray(np.asarray(boxes).reshape(-1, 4)[::every], dtype=np.float64)
     figure, axes = _figure(2, 2, (4.4, 3.6))
     _class_histogram(axes[0], classes, names)
-    _box_shapes(axes[1], classes, boxes)
+    _box_shapes(axes[1], classes[::every], boxes)
     for axis, columns, title in ((axes[2], (0, 1), ("x", "y")), (axes[3], (2, 3), ("width", "height"))):
         edges = np.linspace(0, 1, 51)
         counts = np.histogram2d(boxes[:, columns[1]], boxes[:, columns[0]], bins=(edges, edges))[0]

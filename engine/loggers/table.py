@@ -24,6 +24,8 @@ class CsvTable(Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         values = {key: f"{value:.6g}" for key, value in record.row().items()}
+        # a run may have gone back
+        self.rows = [row for row in self.rows if int(row["epoch"]) <= record.epoch]
         self.rows.append({"epoch": str(record.epoch + 1), **values})
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorBoard(Callback):
-    """Every column of results.csv as a scalar."""
+    """Every column of results.csv as a scalar. What cannot be written ends it: its thread is gone."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -24,9 +24,12 @@ class TensorBoard(Callback):
             self.writer = SummaryWriter(str(folder))
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
-        if self.writer is not None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
             for name, value in record.row().items():
-                self.writer.add_scalar(name, value, record.epoch + 1)
+                writer.add_scalar(name, value, record.epoch + 1)
+            writer.flush()  # a run that is killed has told its epochs; and a full disk is heard of here
+        self.writer = writer
 
     def on_fit_end(self, trainer: Trainer, outcome: Outcome) -> None:
         if self.writer is not None:

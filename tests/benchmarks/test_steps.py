@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from benchmarks import steps
+from benchmarks.memory import resident
 from benchmarks.peers import Peer
 from benchmarks.step import Job, Parts, Step, first_batch, larger
-from benchmarks.step_memory import Peaks, resident
+from benchmarks.step_memory import Peaks
 from benchmarks.step_peers import COMMON, SNIPPETS, publisher, wishes
 from benchmarks.step_tables import Row, memory_table, parts_table, speed_table
 from data.spec import read_data
@@ -142,7 +143,7 @@ def test_a_step_is_the_trainers_and_its_parts_add_up(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in step.trainer.task.model.state_dict().items()}
     first, second = step(), step()
     after = step.trainer.task.model.state_dict()
-    assert step.trainer.optimizer_steps == 2
+    assert step.trainer.stepper.count == 2
     assert step.trainer.ema.average.updates == 2
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     for one in (first, second):

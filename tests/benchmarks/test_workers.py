@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from benchmarks import workers
+from benchmarks.memory import STATUS
 from benchmarks.workers import OURS, Memory
 from data.labels import read_labels
 from data.spec import read_data
 from tests.benchmarks.tables import cells
 
-linux = pytest.mark.skipif(not workers.STATUS.exists(), reason="private memory is told by Linux alone")
+linux = pytest.mark.skipif(not STATUS.exists(), reason="private memory is told by Linux alone")
 
 
 def test_growth_is_what_a_pass_adds_to_a_worker() -> None:

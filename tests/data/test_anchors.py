@@ -31,7 +31,9 @@ def clusters(seed=0):
     return np.concatenate([centre * rng.uniform(0.9, 1.1, (100, 2)) for centre in centres])
 
 
-def test_recall_equals_a_slow_loop():
+@pytest.mark.parametrize("block", [7, 1000])
+def test_recall_equals_a_slow_loop(monkeypatch, block):
+    monkeypatch.setattr("data.anchors.BLOCK", block)
     sides = np.random.default_rng(0).uniform(2, 600, (200, 2))
     check = check_anchors(sides, YOLOV5.reshape(3, 3, 2), 4.0)
     reached = [sum(max(w / a, a / w, h / b, b / h) < 4.0 for a, b in YOLOV5.tolist()) for w, h in sides.tolist()]

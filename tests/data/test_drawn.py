@@ -107,7 +107,7 @@ def test_our_demonstration_names_the_classes_that_are_drawn(root):
     ("draw", "message"),
     [
         ({"trian": 5}, "did you mean 'train'"),
-        ({"train": 0}, "at least 1"),
+        ({"train": 0}, r"in \[1, 100000\]"),
         ({"size": [200, 100]}, "smallest"),
         (True, "mapping"),
     ],

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import BadImage, image_size, read_image
+import data.images
+from data import substitutes
+from data.images import BadImage, image_size, list_folder, read_image
+from utils.files import ROOT
 
 
 def test_grey_images_have_three_equal_channels(tmp_path):
@@ -97,3 +106,114 @@ def test_other_formats_are_decoded_whole(tmp_path, write_image):
     for name in ("a.png", "a.bmp", "a.tif"):
         path = write_image(tmp_path / name, (40, 60))
         np.testing.assert_array_equal(read_image(path, 4), read_image(path))
+
+
+# -- files that nobody means ------------------------------------------------------------------------------------------
+
+
+def png_of(width, height, data=b""):
+    """A PNG file whose header says so."""
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(p)) + kind + p + struct.pack(">I", zlib.crc32(kind + p)) for kind, p in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(60000, 60000), (20000, 20000), (2**31 - 1, 2**31 - 1)])
+def test_bombs_are_told_by_their_header(tmp_path, size):
+    (tmp_path / "a.png").write_bytes(png_of(*size))
+    with pytest.raises(BadImage, match="more than 179 million pixels"):
+        image_size(tmp_path / "a.png")
+    assert substitutes.decode(tmp_path / "a.png") is None
+
+
+def test_opencv_decodes_no_bombs_either(tmp_path):
+    """What Pillow cannot read is its business alone."""
+    rows = zlib.compress(bytes(60001) * 2, 9)
+    (tmp_path / "a.png").write_bytes(png_of(20000, 20000, rows))
+    code = f"""
+import os
+from data.images import read_image
+from utils.opencv import LIMIT
+assert LIMIT not in os.environ
+assert read_image({str(tmp_path / "a.png")!r}) is None
+import cv2, numpy
+try:
+    cv2.imdecode(numpy.fromfile({str(tmp_path / "a.png")!r}, dtype=numpy.uint8), cv2.IMREAD_COLOR)
+except cv2.error as error:
+    assert "PIXELS" in str(error), error
+else:
+    raise AssertionError("decoded")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_postscript_is_no_image_whatever_its_name(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript."""
+
+    def started(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "check_call", started)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(BadImage, match="not an image that OpenCV or Pillow can read"):
+        image_size(path)
+    assert substitutes.decode(path) is None
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(BadImage, match="not a file"):
+        image_size(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg") is None
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "L", "LA", "I;16"])
+def test_other_colours_are_read_alike_with_and_without_opencv(tmp_path, monkeypatch, kind):
+    grey = Image.fromarray(np.full((16, 24), 77, dtype=np.uint8))
+    path = tmp_path / ("a.jpg" if kind == "CMYK" else "a.png")
+    (grey.convert("RGB") if kind == "CMYK" else grey).convert(kind).save(path)
+    expected = 0 if kind == "I;16" else 77  # Pillow keeps the number, of 65535
+    assert image_size(path) == (16, 24)
+    for available in (True, False):
+        monkeypatch.setattr(data.images, "AVAILABLE", available)
+        image = read_image(path)
+        assert image.shape == (16, 24, 3) and abs(image.astype(int) - expected).max() <= 3, available
+
+
+def test_animations_are_their_first_image(tmp_path):
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ("white", "black")]
+    for name in ("a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=50)
+        assert image_size(tmp_path / name) == (16, 24)
+        assert read_image(tmp_path / name).mean() > 250
+
+
+QUARTER = b"\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"  # what says that the image is to be turned
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("value", [b"II*\0" + b"\xff" * 8, b"MM\0*" + QUARTER, b"\0M\0*" + QUARTER, b""])
+def test_what_is_no_exif_turns_no_image_in_one_place_only(tmp_path, value):
+    Image.new("RGB", (24, 16)).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + value)
+    assert image_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, write_image, monkeypatch, caplog):
+    for folder in ("a", "b"):
+        write_image(tmp_path / folder / "0.png")
+    closed, scandir = [str(tmp_path / "b")], os.scandir
+
+    def refuse(path):
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list_folder(tmp_path) == [str(tmp_path / "a" / "0.png")]
+    assert f"{tmp_path / 'b'}: cannot be read (Permission denied); its images are left out" in caplog.text
+    closed.append(str(tmp_path))
+    with pytest.raises(PermissionError):
+        list_folder(tmp_path)

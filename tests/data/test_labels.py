@@ -3,6 +3,9 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from data.images import read_image
 from data.label_file import parse
 from data.labels import read_labels, require_boxes
 from data.packed import PackedStrings
-from data.scan import label_path
+from data.scan import in_chunks, label_path
 from data.spec import SPLITS, read_data
 from utils.errors import UserError
 
@@ -179,13 +182,36 @@ def test_shapes_follow_the_exif_orientation(tmp_path):
 
 
 def test_many_files_are_checked_by_processes_with_the_same_result(folder, monkeypatch, tmp_path):
-    paths = folder(*[f"{index % 3} .5 .5 .2 .{index + 1}" for index in range(8)])
+    texts = [f"{index % 3} .5 .5 .2 .{index + 1}\n" for index in range(8)]
+    texts[3] += "nonsense\n" + texts[3]
+    texts[5] += "0 .1 .2 .5 .2 .3 .8\n"
+    paths = folder(*texts)
+    for bad in (2, 7):
+        (tmp_path / f"images/train/{bad}.png").write_text("no image")
     alone = read(paths)
     (tmp_path / "labels/train.cache.npz").unlink()
     monkeypatch.setattr("data.scan.FEW", 2)
+    monkeypatch.setattr("data.scan.CHUNK", 3)
     together = read(paths)
-    np.testing.assert_array_equal(alone.rows, together.rows)
-    assert list(alone.paths) == list(together.paths)
+    assert list(together.paths) == list(alone.paths) == [paths[index] for index in (0, 1, 3, 4, 5, 6)]
+    for name in ("shapes", "rows", "offsets", "points", "point_offsets"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+    assert together.problems == alone.problems
+    assert together.counts == alone.counts
+    assert (alone.counts.duplicates, alone.counts.corrupt, len(alone.problems)) == (1, 2, 3)
+
+
+def test_the_rest_of_the_files_is_not_waited_for_by_who_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.scan.CHUNK", 1)
+    answers = in_chunks(slowly_touched, [str(tmp_path / f"{index}") for index in range(200)], few=0)
+    next(answers)
+    answers.close()
+    assert 1 <= len(list(tmp_path.iterdir())) < 100
+
+
+def slowly_touched(paths):
+    Path(paths[0]).touch()
+    time.sleep(0.05)
 
 
 # -- cache ------------------------------------------------------------------------------------------------------------
@@ -228,7 +254,10 @@ def test_an_unchanged_data_set_is_read_from_the_cache(folder, scans, tmp_path):
     assert list(first.paths) == list(second.paths)
 
 
-def test_any_change_makes_the_cache_stale(folder, scans, tmp_path, write_image):
+@pytest.mark.parametrize("many", [100, 0])
+def test_any_change_makes_the_cache_stale(folder, scans, tmp_path, write_image, monkeypatch, many):
+    monkeypatch.setattr("data.label_cache.MANY", many)  # from which on several processes look
+    monkeypatch.setattr("data.scan.CHUNK", 2)
     paths = folder("0 .5 .5 .2 .4", None)
     label, other = tmp_path / "labels/train/0.txt", tmp_path / "labels/train/1.txt"
     read(paths)
@@ -314,3 +343,111 @@ def test_labels_are_a_handful_of_objects_however_many_images(folder):
 def test_real_labels_are_complete(bccd):
     spec = read_data(bccd)
     assert sum(len(read_labels(spec.images(split), 3, split, split).rows) for split in SPLITS) == 4886
+
+
+# -- files that nobody means ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("0 .5 .5 .2 .4\n".encode("utf-16"), "not all numbers"),
+        (bytes(range(256)) * 4, "not all numbers"),
+        (b"0 .5 .5 .2 .4\0", "not all numbers"),
+        (b"0 .5 .5 .2 1e-300", "no size"),
+        (b"0 .1 .1 .1000000001 .2 .1 .3", "no size"),
+        (b"1e300 .5 .5 .2 .4", "classes 0 to 2"),
+        (b"0 " + b".5 " * 300_001, "expected 5"),
+        (b"0 .5 .5 .2 .4 " + b"x" * 1_000_000, "not all numbers"),
+        (b"0 .5 .5 .2 \x1b[8m", "not all numbers"),
+    ],
+)
+def test_odd_rows_are_named_in_a_short_line_that_can_be_read(folder, tmp_path, content, reason):
+    paths = folder("", "1 .5 .5 .2 .2")
+    (tmp_path / "labels/train/0.txt").write_bytes(content)
+    labels = read(paths)
+    assert len(labels[0]) == 0 and len(labels[1]) == 1
+    assert reason in labels.problems[0].reason
+    for problem in labels.problems:
+        assert problem.reason.isprintable() and len(problem.reason) < 200
+
+
+def test_classes_that_float32_cannot_hold_are_refused_where_none_are_known():
+    assert not len(parse("1e300 .5 .5 .2 .4\n16777217 .5 .5 .2 .4", None).rows)
+    assert len(parse("16777215 .5 .5 .2 .4", None).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"0 .5 .5 .1 .1\n" * 1_000_000, "a file of 14 MB, expected labels of one image"),
+        (b"nonsense\n" * 200_000, "more than 10000 bad rows; the first: not all numbers: nonsense"),
+    ],
+)
+def test_files_that_are_no_labels_are_listed_once(folder, tmp_path, content, reason):
+    paths = folder("", "1 .5 .5 .2 .2")
+    (tmp_path / "labels/train/0.txt").write_bytes(content)
+    labels = read(paths)
+    (problem,) = labels.problems
+    assert (problem.line, problem.reason) == (0, reason) and labels.counts.corrupt == 1
+    assert list(labels.paths) == paths[1:]
+
+
+def test_a_pipe_is_no_label_file_and_nobody_waits_for_it(folder, tmp_path):
+    paths = folder(None, "1 .5 .5 .2 .2")
+    os.mkfifo(tmp_path / "labels/train/0.txt")
+    assert read(paths).problems[0].reason == "not a file"
+
+
+LIES = {
+    "kept": lambda a: a + 5,
+    "shapes": lambda a: a * 30_000,
+    "rows": lambda a: a * 2,
+    "offsets": lambda a: a[::-1],
+    "points": lambda a: a * np.nan,
+    "point_offsets": lambda a: a + 1,
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_cache_that_contradicts_itself_is_not_taken(folder, scans, tmp_path, name):
+    """Its key may be right: who makes a data set can make its cache."""
+    paths = folder("0 .1 .2 .5 .2 .3 .8\n1 .5 .5 .2 .4", "2 .5 .5 .2 .2")
+    honest = read(paths)
+    file = tmp_path / "labels/train.cache.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    for lie in (LIES[name], lambda a: a[:-1], lambda a: a.astype(np.float64), lambda a: a.reshape(-1, 1, 1)):
+        np.savez(file, **{**arrays, name: lie(arrays[name])})
+        np.testing.assert_array_equal(read(paths).rows, honest.rows)
+    assert len(scans) == 5
+
+
+def test_a_cache_of_classes_that_there_are_not_is_not_taken(folder, scans, tmp_path):
+    paths = folder("0 .5 .5 .2 .4")
+    read(paths)
+    with np.load(tmp_path / "labels/train.cache.npz") as stored:
+        arrays = dict(stored)
+    arrays["rows"][:, 0] = 3
+    np.savez(tmp_path / "labels/train.cache.npz", **arrays)
+    assert read(paths).rows[:, 0].tolist() == [0] and len(scans) == 2
+
+
+@pytest.mark.parametrize("method", ["savez_compressed", "header"])
+def test_a_cache_that_claims_more_than_it_has_takes_no_memory(folder, scans, tmp_path, method):
+    paths = folder("0 .5 .5 .2 .4")
+    read(paths)
+    file = tmp_path / "labels/train.cache.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    if method == "header":
+        with zipfile.ZipFile(file) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        lying = parts["rows.npy"].replace(b"(1, 5), }" + b" " * 10, b"(99999999999, 5), }")
+        assert lying != parts["rows.npy"]
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, part in {**parts, "rows.npy": lying}.items():
+                archive.writestr(name, part)
+    else:
+        np.savez_compressed(file, **{**arrays, "points": np.zeros((10_000_000, 2), dtype=np.float32)})
+    assert len(read(paths)) == 1 and len(scans) == 2

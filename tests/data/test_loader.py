@@ -83,6 +83,32 @@ def test_an_epoch_can_be_repeated_alone(make_data):
     assert_same(list(third), epochs(training(file), 3)[6:])
 
 
+@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"rect": True, "batch_size": 2}, {"image_weights": True}])
+def test_an_epoch_that_goes_on_has_the_batches_that_are_left(make_data, options):
+    file = make_data()
+    whole, rest = (training(file, **options) for _ in range(2))
+    whole.set_epoch(1)
+    rest.set_epoch(1, first=1)
+    assert len(rest) == len(whole)
+    assert_same(list(rest), list(whole)[1:])
+    rest.set_epoch(1)
+    assert_same(list(rest), list(whole))
+    rest.set_epoch(1, first=len(rest))
+    assert list(rest) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_left_is_mixed_with_the_same_images(rank):
+    def sampler(first):
+        made = TrainSampler(40, 3, (64, 64), seed=0, rank=rank, world_size=2, pool=8, processes=2, labelled=30)
+        made.first = first
+        return made
+
+    whole = list(sampler(0))
+    assert len({key.pool for keys in whole for key in keys}) > 5
+    assert list(sampler(3)) == whole[3:]
+
+
 def test_another_seed_or_epoch_gives_other_batches(make_data):
     file = make_data()
     first, second = epochs(training(file))[:3], epochs(training(file))[3:]
@@ -221,7 +247,7 @@ def test_an_image_that_goes_bad_meanwhile_does_not_stop_training(tmp_path, make_
     (tmp_path / "images/train/2.png").write_text("gone")
     with caplog.at_level(logging.WARNING):
         assert len(epochs(loader, 1)) == 3
-    assert "2.png: cannot be read any more" in caplog.text
+    assert "2.png cannot be read any more" in caplog.text
 
 
 def test_a_single_class_takes_boxes_of_all(make_data):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -164,6 +167,21 @@ def test_packing_that_is_interrupted_leaves_nothing(files, monkeypatch):
     assert store(files).packed is not None
 
 
+def test_what_a_packing_that_was_killed_has_left_is_removed_by_the_next(files, monkeypatch):
+    def killed():
+        monkeypatch.setattr(data.store, "read_image", lambda *_: os._exit(9))
+        store(files)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join(timeout=60)
+    folder = Path(files[0]).parent.parent
+    (leftover,) = folder.glob(".train-*.pack")
+    assert process.exitcode == 9 and leftover.stat().st_size > 0
+    assert store(files).packed is not None
+    assert [path.name for path in folder.iterdir() if path.is_file()] == [packs(files)[0].name]
+
+
 def test_an_image_that_cannot_be_read_is_grey(files, caplog):
     Path(files[1]).write_bytes(b"no image")
     packed = store(files)
@@ -214,3 +232,26 @@ def test_a_worker_is_sent_the_name_of_the_pack_and_not_its_pixels(files):
     received = pickle.loads(sent)
     for index in range(3):
         np.testing.assert_array_equal(received.load(index).image, packed.load(index).image)
+
+
+@pytest.mark.parametrize("filled", [np.ones(3), np.ones(4, dtype=np.bool_), np.array([2, 2, 2]), np.array(["a"] * 3)])
+def test_an_index_that_lies_is_not_taken(files, filled):
+    """Whether images are filled says which of them are read."""
+    store(files)
+    (path,) = packs(files)
+    pixels, size = path.read_bytes()[: store(files).packed.pixels.nbytes], store(files).packed.pixels.nbytes - 3
+    key = data.pack.pack_key(files, store(files).settings())
+    index = io.BytesIO()
+    head = np.frombuffer(json.dumps({"key": key, "size": size}).encode(), dtype=np.uint8)
+    np.savez(index, head=head, filled=filled)
+    path.write_bytes(pixels + index.getvalue() + index.tell().to_bytes(8, "little") + data.pack.MAGIC)
+    assert data.pack.read_pack(path, key, 3, size) is None
+    assert store(files).packed.readable.tolist() == [True] * 3
+
+
+def test_originals_on_disk_that_are_no_images_are_decoded_again(files):
+    plain = store(files, "").load(0).image
+    lies = (np.zeros(9), np.zeros((4, 4, 3)), *(np.zeros(form, dtype=np.uint8) for form in ((4, 4), (0, 4, 3))))
+    for lie in lies:
+        np.save(f"{files[0]}.npy", lie)
+        np.testing.assert_array_equal(store(files, "disk").load(0).image, plain)

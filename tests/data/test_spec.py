@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import http.server
-import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import data.spec
-from data.archive import unpack
-from data.spec import read_data, resolve_data
+from data.spec import list_images, read_data, resolve_data
+from engine.options import Options, train_options
 from utils.errors import UserError
 
 
@@ -70,6 +70,9 @@ def test_a_single_class_replaces_several_and_has_no_name_of_its_own(make_data):
         ("nc: 0", "nc: got 0"),
         ("nc: many", "nc: got 'many'"),
         ("names: coco.names", "expected a list of class names"),
+        ("nc: 1000000000", "expected at most 100000 classes"),
+        ("nc: 0x" + "f" * 40, "nc: got 1461501637330902918203684832716283019655932542975"),
+        ("names: {.inf: a}", "keys must be 0, 1, 2"),
         ("", "missing: names"),
     ],
 )
@@ -149,7 +152,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(away):
 
 @pytest.mark.parametrize(("name", "count"), [("coco", 80), ("coco128", 80), ("VOC", 20), ("VisDrone", 10)])
 def test_files_of_ours_are_sound(away, monkeypatch, name, count):
-    monkeypatch.setattr(data.spec, "_locate", lambda content, file: (Path(), dict.fromkeys(data.spec.SPLITS, ())))
+    monkeypatch.setattr(data.spec, "_locate", lambda *_: (Path(), dict.fromkeys(data.spec.SPLITS, ())))
     assert read_data(name).num_classes == count
 
 
@@ -198,15 +201,61 @@ def test_archives_are_put_where_the_file_says(away, server, write_image):
     assert (away / "datasets/mine/labels/train/0.txt").exists()
 
 
-@pytest.mark.parametrize(
-    "download", ["|\n  import os\n  os.system('touch ran')", "bash get_mine.sh", "python get.py", "[{run: it}]", "7"]
-)
-def test_scripts_are_shown_and_never_run(away, download):
-    file = write(away / "yaml/data.yaml", f"path: mine\ntrain: images\nval: images\nnames: [a]\ndownload: {download}\n")
-    with pytest.raises(UserError, match="is not run here") as error:
-        read_data(file)
-    assert download.split()[-1].strip("}]") in str(error.value)
+SCRIPTS = ["|\n  import os\n  os.system('touch ran')", "bash get_mine.sh", "python get.py"]
+
+
+def asking(away: Path, download: str) -> Path:
+    """A data set that is not there and says how to get it."""
+    return write(away / "yaml/data.yaml", f"path: mine\ntrain: images\nval: images\nnames: [a]\ndownload: {download}\n")
+
+
+@pytest.mark.parametrize("download", SCRIPTS)
+def test_scripts_are_shown_and_not_run(away, download):
+    with pytest.raises(UserError, match=r"nothing of it was run\. .*or give --allow-download-scripts") as error:
+        read_data(asking(away, download))
+    assert download.split()[-1] in str(error.value)
     assert not list((away / "elsewhere").iterdir())
+
+
+def test_a_script_cannot_hide_what_it_is(away):
+    with pytest.raises(UserError) as error:
+        read_data(asking(away, '"bash -c evil\\r\\e[2Kbash -c harmless"'))
+    assert "evil" in str(error.value) and "\x1b" not in str(error.value) and "\r" not in str(error.value)
+
+
+PYTHON = "|\n  from pathlib import Path\n  Path('{}').mkdir(parents=True)"
+
+
+@pytest.mark.parametrize("script", ["bash -c 'mkdir -p {}'", PYTHON])
+def test_scripts_are_run_where_the_user_says_so(away, script):
+    file = asking(away, script.format(away / "datasets/mine/images"))
+    with pytest.raises(UserError, match="nothing of it was run"):
+        read_data(file)
+    assert read_data(file, scripts=True).train == (str(away / "datasets/mine/images"),)
+
+
+def test_python_finds_the_content_of_the_file(away):
+    file = asking(away, PYTHON.replace("'{}'", "yaml['names'][0]"))
+    file.write_text(file.read_text().replace("[a]", f"['{away / 'datasets/mine/images'}']"))
+    assert read_data(file, scripts=True).num_classes == 1
+
+
+def test_a_script_that_fails_is_told(away):
+    with pytest.raises(UserError, match="its script ended with 7"):
+        read_data(asking(away, "bash -c 'exit 7'"), scripts=True)
+
+
+@pytest.mark.parametrize("download", ["[{run: it}]", "7", "https://host/page", "[[a]]", "{address: x.sh}"])
+def test_what_is_neither_archive_nor_script_is_refused(away, download):
+    with pytest.raises(UserError, match="expected the address of an archive"):
+        read_data(asking(away, download), scripts=True)
+
+
+def test_a_run_asks_each_command_line(away):
+    """What an opt.yaml says allows nothing."""
+    stored = Options(data="x.yaml", allow_download_scripts=True)
+    assert not stored.runs_scripts and "allow_download_scripts" not in stored.to_dict()
+    assert train_options(["--data", "x.yaml", "--allow-download-scripts"]).runs_scripts
 
 
 def test_an_address_without_answer_says_where_to_put_the_data(away, server):
@@ -217,23 +266,51 @@ def test_an_address_without_answer_says_where_to_put_the_data(away, server):
         read_data(file)
 
 
-@pytest.mark.parametrize("member", ["../outside.txt", "/tmp/outside.txt", "a/../../outside.txt", "..\\outside.txt"])
-def test_archives_that_write_outside_their_folder_are_refused(tmp_path, member):
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
-        archive.writestr(member, "boo")
-    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
-        info = tarfile.TarInfo(member)
-        info.size = 3
-        archive.addfile(info, io.BytesIO(b"boo"))
-    with pytest.raises(UserError, match="outside the archive"):
-        unpack(tmp_path / "bad.zip", tmp_path / "zip")
-    if member.startswith(("..", "a")) and "\\" not in member:
-        with pytest.raises(UserError, match="cannot be unpacked"):
-            unpack(tmp_path / "bad.tar", tmp_path / "tar")
-    assert not (tmp_path / "outside.txt").exists()
+def test_a_download_stays_among_the_data_sets(away, server):
+    """`path: ..` would put an archive beside them: over this repository, if it is called so."""
+    with zipfile.ZipFile(away / "www/mine.zip", "w") as archive:
+        archive.writestr("elsewhere/train.py", "boo")
+    for path in ("..", "/", "a/.."):
+        file = asking(away, f"{server}/mine.zip")
+        file.write_text(file.read_text().replace("path: mine", f"path: {path}"))
+        with pytest.raises(UserError):
+            read_data(file)
+    assert not (away / "elsewhere/train.py").exists() and not (away / "train.py").exists()
 
 
-def test_a_broken_archive_is_an_error_of_one_line(tmp_path):
-    write(tmp_path / "bad.zip", "not an archive")
-    with pytest.raises(UserError, match=r"bad\.zip: cannot be unpacked"):
-        unpack(tmp_path / "bad.zip", tmp_path / "out")
+def test_a_download_overwrites_nothing(away, server, write_image):
+    image = write_image(away / "datasets/mine/images/0.png")
+    before = image.read_bytes()
+    with zipfile.ZipFile(away / "www/mine.zip", "w") as archive:
+        archive.writestr("mine/images/0.png", b"another")
+        archive.writestr("mine/more/1.png", before)
+    file = asking(away, f"{server}/mine.zip")
+    file.write_text(file.read_text().replace("val: images", "val: more"))
+    read_data(file)
+    assert image.read_bytes() == before and (away / "datasets/mine/more/1.png").exists()
+
+
+# -- files that nobody means ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a" * 5000, '"a\\0b"', "[a]", "2020-01-01"])
+def test_odd_paths_are_places_where_nothing_is(away, path):
+    file = write(away / "yaml/data.yaml", f"path: {path}\ntrain: images\nval: images\nnames: [a]\n")
+    with pytest.raises(UserError, match="images are not there"):
+        read_data(file)
+
+
+def test_lists_of_images_are_files_of_text(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"a.png\n\0\n")
+    with pytest.raises(UserError, match="line 2 has zero bytes"):
+        list_images(str(tmp_path / "list.txt"), tmp_path)
+    os.mkfifo(tmp_path / "pipe.txt")  # whoever opens it waits without end
+    with pytest.raises(UserError, match="expected a folder of images, or a text file"):
+        list_images(str(tmp_path / "pipe.txt"), tmp_path)
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path, write_image):
+    image = write_image(tmp_path / "images/a/0.png")
+    for name in ("x", "y", "z"):
+        (tmp_path / "images/a" / name).symlink_to(tmp_path / "images")
+    assert list_images(str(tmp_path / "images"), tmp_path) == [str(image)]

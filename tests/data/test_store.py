@@ -31,6 +31,13 @@ def no_automatic_cache(monkeypatch):
     monkeypatch.setattr(data.store, "SMALL", 0)
 
 
+def test_every_image_is_fitted_however_many_are_alike():
+    rng = np.random.default_rng(0)
+    shapes = rng.integers(1, 3000, (50, 2))[rng.integers(0, 50, 300)].astype(np.int32)
+    many = ImageStore([""] * 300, shapes, (96, 64), smooth=True, cache="", where="train")
+    assert many.sizes.tolist() == [list(fitted_size((height, width), (96, 64))) for height, width in shapes.tolist()]
+
+
 def test_caches_give_the_same_pixels(files, no_automatic_cache):
     plain, memory, disk = store(files), store(files, "ram"), store(files, "disk")
     for index in range(3):
@@ -112,7 +119,7 @@ def test_a_damaged_disk_cache_is_made_again(files, content, no_automatic_cache):
 
 
 def test_a_disk_that_cannot_be_written_to_does_no_harm(files, monkeypatch, caplog, no_automatic_cache):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("read-only")
 
     monkeypatch.setattr(data.store, "write_atomically", refuse)

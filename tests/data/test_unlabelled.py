@@ -96,7 +96,7 @@ def test_they_are_folders_lists_or_several_of_them(make, write_image, tmp_path):
 
 
 def test_an_absent_pool_is_a_mistake_that_names_it_and_fetches_nothing(make, monkeypatch, tmp_path):
-    monkeypatch.setattr("data.spec.fetch", lambda *_: pytest.fail("the data set is there"))
+    monkeypatch.setattr("data.spec.obtain", lambda *_: pytest.fail("the data set is there"))
     file = make(1, 1, "unlabelled: [images/pool, images/nowhere]\ndownload: https://example.com/a.zip")
     with pytest.raises(UserError, match="unlabelled: its images are not there") as error:
         read_data(file)

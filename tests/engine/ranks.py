@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,16 +19,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from distill.build import build_distillation
 from distill.task import DistillationTask
 from engine.compiled import compile_networks
+from engine.evaluator import Evaluator
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
-from engine.trainer import Trainer, wrap
+from engine.stepper import wrap
+from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
 from losses.build import build_criterion
 from models.families import read_spec
+from models.weights import Checkpoint, read_checkpoint
 from models.yolo import Model
 from utils.hyp import Balance, Hyp, Schedule, TeacherRole
+from utils.interruption import Interrupted
 from utils.phases import Phase
-from utils.types import Batch, Progress
+from utils.types import Batch, Frame, Progress
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -69,27 +75,113 @@ class FiveSteps:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+        self.first = 0
 
     def __len__(self) -> int:
         return 5
 
     def __iter__(self) -> Iterator[Batch]:
-        return (half(10 * self.rank + step) for step in range(5))
+        return (half(10 * self.rank + step) for step in range(self.first, 5))
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+    def set_epoch(self, epoch: int, mosaic: bool = True, first: int = 0) -> None:
         """Every epoch is the same."""
+        self.first = first
 
 
 def optimizer(task: torch.nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(task, Recipe("SGD", 0.01, 0.9, 0.1), 5e-4)
 
 
-def train(task: DistillationTask, rank: int, folder: Path, epochs: int) -> dict[str, Any]:
-    """The task's state after so many epochs."""
+class Unlabelled(FiveSteps):
+    """One of the ranks has no labels at all."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            yield batch._replace(targets=batch.targets[:0]) if self.rank == 1 else batch
+
+
+def evaluator(rank: int, world_size: int) -> Evaluator:
+    """Over three batches, of which each rank has those of its turns."""
+    frame = Frame(SIZE, SIZE, 1, 1, 0, 0)
+    batches = [half(n)._replace(paths=(f"{n}a", f"{n}b"), frames=(frame, frame)) for n in range(3)]
+    return Evaluator(batches[rank::world_size], CPU, names=("a", "b"), collect=True)
+
+
+def scores(rank: int, world_size: int) -> dict[str, Any]:
+    """What a student comes to, every number of it."""
+    task = distillation()
+    report = evaluator(rank, world_size)(task.model, task.criterion, progress=False)
+    found, losses = report.evaluation, report.losses or {}
+    return {
+        "map": found.map,
+        "means": [found.precision, found.recall, found.map50, *losses.values()],
+        "classes": [list(vars(result).values()) for result in found.per_class],
+        "curves": torch.from_numpy(found.curves.precision_at_recall),
+        "confusion": torch.from_numpy(report.confusion.matrix),
+        "images": [report.images, found.images, found.labels],
+        "paths": [one.path for one in report.detections],
+        "found": torch.cat([torch.from_numpy(one.found) for one in report.detections]),
+    }
+
+
+def validated(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+    """Student, average and fitness of a run that is validated, and of which one rank has no labels."""
+    task = distillation(schedule=Schedule())
+    own = trainer(task, Unlabelled(rank), folder, epochs=1, evaluator=evaluator(rank, world_size))
+    outcome = own.fit()
+    return {"task": task.state_dict(), "average": own.ema.model.state_dict(), "fitness": outcome.best_fitness}
+
+
+def trainer(
+    task: DistillationTask, loader: FiveSteps, folder: Path, epochs: int, evaluator: Evaluator | None = None
+) -> Trainer:
     timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=32)
     plan = Plan(folder, epochs, CPU, None, timetable, stride=32)
-    Trainer(task, optimizer(task), FiveSteps(rank), None, plan).fit()
+    return Trainer(task, optimizer(task), loader, evaluator, plan)
+
+
+def train(task: DistillationTask, rank: int, folder: Path, epochs: int) -> dict[str, Any]:
+    """The task's state after so many epochs."""
+    trainer(task, FiveSteps(rank), folder, epochs).fit()
     return task.state_dict()
+
+
+class Told(FiveSteps):
+    """One of the ranks gets a signal while it makes its third batch; the other learns of it."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step, batch in enumerate(super().__iter__()):
+            if step == 2 and self.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+class Poisoned(FiveSteps):
+    """One of the ranks has a batch that is not a number."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step, batch in enumerate(super().__iter__()):
+            yield batch._replace(images=batch.images * float("nan")) if (step, self.rank) == (1, 1) else batch
+
+
+def interrupted(rank: int, folder: Path) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Epoch and step at which a run ends that is told to, and its state after it has gone on to its end."""
+    try:
+        trainer(distillation(), Told(rank), folder, epochs=2).fit()
+    except Interrupted:
+        saved = distributed_checkpoint(folder)
+    assert saved.training is not None
+    again = trainer(distillation(), FiveSteps(rank), folder, epochs=2)
+    again.resume(saved.state, saved.training)
+    stopped = (again.start_epoch, again.passed.step)
+    again.fit()
+    return stopped, again.task.state_dict()
+
+
+def distributed_checkpoint(folder: Path) -> Checkpoint:
+    """last.pt, once rank 0 has written it."""
+    distributed.barrier()
+    return read_checkpoint(folder / "weights/last.pt")
 
 
 def gradients(task: torch.nn.Module, module: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -116,6 +208,12 @@ def main(folder: Path) -> None:
     seen["terms"] = {name: value.detach() for name, value in terms.items()}
 
     seen["after"] = train(distillation(), rank, folder / "run", epochs=2)  # in the second the teacher is off
+    seen["stopped"], seen["went on"] = interrupted(rank, folder / "interrupted")
+    poisoned = trainer(distillation(schedule=Schedule()), Poisoned(rank), folder / "poisoned", epochs=1)
+    poisoned.fit()
+    seen["poisoned"], seen["poisoned steps"] = poisoned.task.state_dict(), poisoned.stepper.count
+    seen["scores"] = scores(rank, 2)
+    seen["validated"] = validated(rank, 2, folder / "validated")
     seen["moving"] = train(distillation(**MOVING), rank, folder / "moving", epochs=3)
     task = distillation()
     compile_networks(task.networks(), one_shape=True, graphs=False, backend="eager")

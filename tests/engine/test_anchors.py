@@ -20,7 +20,7 @@ from data.spec import read_data
 from engine.anchors import fit_anchors, predicted_sides
 from models.heads.anchor import Detect
 from utils import dist
-from utils.errors import UserError
+from utils.errors import PeerLost, UserError
 from utils.hyp import Hyp
 
 SIZE = (640, 640)
@@ -112,7 +112,7 @@ def test_every_rank_ends_with_what_rank_0_found(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(dist, "from_main", lambda _: found)
     own = headed()
     if isinstance(found, UserError):
-        with pytest.raises(UserError, match="none"):
+        with pytest.raises(PeerLost, match="none"):
             fit_anchors(own, images_with(20, 300), SIZE, 4.0, seed=0, mode="predicted")
     else:
         fit_anchors(own, images_with(20, 300), SIZE, 4.0, seed=0, mode="predicted")

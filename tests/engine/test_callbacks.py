@@ -14,6 +14,7 @@ import torch
 
 from engine.callbacks import Callback, EpochRecord, Outcome
 from engine.loggers.console import Console
+from engine.loggers.dispensable import Dispensable
 from engine.loggers.figures import Figures
 from engine.loggers.table import CsvTable
 from engine.loggers.tensorboard import TensorBoard
@@ -52,12 +53,14 @@ def test_a_row_has_every_term_and_score() -> None:
         "metrics/mAP50-95": 0.4,
         "val/box": 0.6,
         "lr/weights": 0.01,
+        "skipped": 0,
         "seconds": 2.0,
     }
 
 
 def test_a_row_without_validation_has_no_scores() -> None:
-    assert set(record(0, validated=False).row()) == {"train/box", "train/kd_cwd_layer17", "lr/weights", "seconds"}
+    without = {"train/box", "train/kd_cwd_layer17", "lr/weights", "skipped", "seconds"}
+    assert set(record(0, validated=False).row()) == without
 
 
 def test_a_callback_may_ignore_everything(tmp_path: Path) -> None:
@@ -120,3 +123,44 @@ def test_figures_are_labels_first_batches_and_curves(tmp_path: Path) -> None:
     figures.on_fit_end(trainer(), outcome(tmp_path))
     drawn = {path.name for path in tmp_path.iterdir()} - {"results.csv"}
     assert drawn == {"labels.png", "results.png", *(f"train_batch{step}.jpg" for step in range(3))}
+
+
+def test_what_the_machine_refuses_a_watcher_is_told_once_and_a_bug_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    class Watcher(Callback):
+        def on_epoch_end(self, trainer: Any, record: EpochRecord) -> None:
+            raise {0: OSError(28, "No space left on device", "a.csv"), 1: KeyError("bug")}[record.epoch % 2]
+
+    watcher = Dispensable(Watcher())
+    for epoch in (0, 2, 4):
+        watcher.on_epoch_end(trainer(), record(epoch))
+    assert caplog.messages == ["a.csv: the disk is full; make room there; training goes on without"]
+    with pytest.raises(KeyError):
+        watcher.on_epoch_end(trainer(), record(1))
+
+
+def test_every_event_reaches_a_dispensable_watcher(tmp_path: Path) -> None:
+    heard: list[str] = []
+    events = [name for name in vars(Callback) if name.startswith("on_")]
+    watcher = Callback()
+    for event in events:
+        setattr(watcher, event, lambda *_, event=event: heard.append(event))
+    for event in events:
+        arguments = getattr(Callback, event).__code__.co_argcount - 1
+        getattr(Dispensable(watcher), event)(*[None] * arguments)
+    assert heard == events
+
+
+def test_tensorboard_that_cannot_write_is_told_once_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    board = Dispensable(TensorBoard(tmp_path))
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", "events")
+
+    monkeypatch.setattr(writer, "flush", refuse)
+    for epoch in range(3):
+        board.on_epoch_end(trainer(), record(epoch))
+    board.on_fit_end(trainer(), outcome(tmp_path))
+    assert caplog.messages == ["events: the disk is full; make room there; training goes on without"]

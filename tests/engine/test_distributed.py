@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+
+from losses.build import build_criterion
+from models.families import read_spec
+from models.yolo import Model
+from utils.hyp import Hyp
 
 RANKS = Path(__file__).with_name("ranks.py")
 
@@ -29,15 +36,21 @@ def ranks() -> Iterator[ModuleType]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two processes saw."""
-    folder = tmp_path_factory.mktemp("ranks")
+def launched(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What comes of two processes of torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    done = subprocess.run([*launch, str(RANKS), str(folder)], capture_output=True, text=True, timeout=240)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([*launch, *words], capture_output=True, text=True, timeout=240, env=variables)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = launched(str(RANKS), str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -106,6 +119,104 @@ def test_ten_steps_moved_student_and_adapters(ranks: ModuleType, seen: list[dict
     start = ranks.distillation().state_dict()
     moved = different(start, seen[0]["after"])
     assert {key for key in start if key.endswith("weight") and "pairs." in key} <= moved
+
+
+def test_a_signal_to_one_rank_ends_both_after_the_same_step_and_they_go_on_bit_equally(seen: list[dict]) -> None:
+    for rank in seen:
+        assert rank["stopped"] == (0, 4)  # batches 3 and 4 are one step
+        assert different(rank["went on"], rank["after"]) == set()
+
+
+def test_a_number_that_is_not_finite_on_one_rank_skips_the_step_on_both(seen: list[dict]) -> None:
+    first, second = (rank["poisoned"] for rank in seen)
+    assert different(first, second) == set()
+    assert all(value.isfinite().all() for value in first.values() if isinstance(value, torch.Tensor))
+    assert [rank["poisoned steps"] for rank in seen] == [2, 2]  # of three: batches 1 and 2 came to nothing
+
+
+# -- validation, and what ranks are not given ------------------------------------------------------------------------
+
+
+def test_two_ranks_score_what_one_does_to_the_last_digit(ranks: ModuleType, seen: list[dict]) -> None:
+    alone = ranks.scores(0, 1)
+    first, second = (rank["scores"] for rank in seen)
+    assert alone["map"] > 0
+    assert len(alone["found"]) > 100
+    assert different(first, alone) == set()
+    assert different(second, alone) == {"paths", "found"}  # of its own images
+    assert (alone["paths"], second["paths"]) == (["0a", "0b", "1a", "1b", "2a", "2b"], ["1a", "1b"])
+
+
+def test_the_average_and_its_batch_statistics_are_one_when_ranks_validate_it(seen: list[dict]) -> None:
+    first, second = (rank["validated"] for rank in seen)
+    assert any("running_mean" in key for key in first["average"])
+    assert different(first["average"], second["average"]) == set()
+    assert first["fitness"] == second["fitness"] > 0
+
+
+def test_a_rank_without_labels_trains_along(ranks: ModuleType, seen: list[dict]) -> None:
+    first, second = (rank["validated"]["task"] for rank in seen)
+    assert different(first, second) == set()
+    assert different(first, ranks.distillation().state_dict())
+
+
+@pytest.mark.parametrize("kind", ["anchor", "ota", "two branches"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_all_that_learns_has_a_gradient_without_labels(
+    kind: str, labelled: bool, ranks: ModuleType, anchor_free_cfg: Callable[..., Path]
+) -> None:
+    """Else DDP waits for it."""
+    free = str(anchor_free_cfg(end2end=True))
+    spec = read_spec({"anchor": "yolov5p", "ota": "yolov5p", "two branches": free}[kind])
+    model = Model(spec, 2)
+    criterion = build_criterion(model.head, Hyp(loss_ota=int(kind == "ota")), (64, 64))
+    batch = ranks.half(0)
+    batch = batch._replace(targets=batch.targets[:0], labelled=batch.labelled & labelled)
+    terms = criterion(model(batch.images), batch)
+    sum(terms.values()).backward()
+    assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+# -- ranks that fail --------------------------------------------------------------------------------------------------
+
+FAILING = """
+import sys
+from utils.errors import UserError, exits_cleanly
+
+@exits_cleanly
+def main():
+    if sys.argv[1] == "before":
+        raise UserError("it is wrong")
+    import torch
+    from utils import dist
+    with dist.group(torch.device("cpu")):
+        dist.by_main(lambda: None)
+        if dist.rank() == 1 and sys.argv[1] == "alone":
+            raise UserError("it is wrong")
+        if sys.argv[1] == "first":
+            with dist.main_first():
+                raise UserError("it is wrong")
+        dist.mean(torch.ones(1))
+        print("went on", file=sys.stderr)
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [("before", ["error: it is wrong"]), ("alone", ["error: rank 1: it is wrong"]), ("first", ["error: it is wrong"])],
+)
+def test_a_mistake_is_told_once_and_ends_all_ranks_at_once(
+    mistake: str, told: list[str], tmp_path: Path, root: Path
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    started = time.monotonic()
+    done = launched(str(tmp_path / "failing.py"), mistake, PYTHONPATH=str(root))
+    assert time.monotonic() - started < 60  # seconds; the time-out of what they wait in is an hour
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if "it is wrong" in line] == told
+    assert "went on" not in done.stderr
 
 
 # -- a teacher that learns, phases, and weights that find themselves --------------------------------------------------

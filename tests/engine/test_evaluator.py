@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.coco import COCO_IDS, annotation_file, category_ids, coco_scores, ground_truth, image_ids, predictions
-from engine.evaluator import Detections, Evaluator
+from engine.evaluator import Detections, Evaluator, Report
 from engine.report import draw_report, save_json, save_txt
 from utils.nms import confident_rows
 from utils.types import Batch, DecodedRows, Frame, Prediction
@@ -194,6 +196,62 @@ def test_half_precision_without_fast_hardware_is_said(
     with caplog.at_level(logging.INFO):
         assert evaluator(batch(), half=True).precision is None
     assert "float32 is used" in caplog.text
+
+
+# -- several ranks ---------------------------------------------------------------------------------------------------
+
+
+class Sent(Exception):
+    """A rank has done its part."""
+
+
+class Loss(nn.Module):
+    """Numbers whose sum depends on their order."""
+
+    def forward(self, prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+        return {"box": 1 / batch.images[:, 1].double().mean()}
+
+
+def equally_sure() -> list[Batch]:
+    """Batches of 1 to 3 images, some right and some wrong, all found with one confidence: the order decides."""
+    batches = []
+    for number, (count, classes) in enumerate([(1, (1, 0)), (2, (0, 1)), (3, (1, 0)), (1, (0, 1)), (2, (0, 1))]):
+        one = batch(count, classes=classes, path=f"{number}-")
+        one.images[:, 1] = 3.0 ** (7 * number)
+        batches.append(one)
+    return batches
+
+
+def by_ranks(count: int, monkeypatch: pytest.MonkeyPatch) -> Report:
+    """What rank 0 makes of the parts of all: the others run before it."""
+    sent: list[Any] = []
+
+    def send(own: object) -> None:
+        sent.insert(0, pickle.loads(pickle.dumps(own)))
+        raise Sent
+
+    for rank in range(count - 1, -1, -1):
+        monkeypatch.setattr("engine.evaluator.dist.to_main", send if rank else lambda own: [own, *sent])
+        own = evaluator(*equally_sure()[rank::count], collect=True)
+        if rank:
+            with pytest.raises(Sent):
+                own(Oracle(), Loss(), progress=False)
+    return own(Oracle(), Loss(), progress=False)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_ranks_come_to_what_one_does_to_the_last_bit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = evaluator(*equally_sure(), collect=True)(Oracle(), Loss(), progress=False)
+    report = by_ranks(count, monkeypatch)  # of 7 ranks two have no batch
+    assert report.evaluation.per_class == alone.evaluation.per_class
+    assert report.losses == alone.losses
+    assert (report.images, report.evaluation.images) == (9, 9)
+    assert np.array_equal(report.confusion.matrix, alone.confusion.matrix)
+    assert [one.path for one in report.detections] == [one.path for one in alone.detections]
+    # and that is no matter of course
+    other = evaluator(*reversed(equally_sure()))(Oracle(), Loss(), progress=False)
+    assert other.evaluation.map != alone.evaluation.map
+    assert other.losses != alone.losses
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -156,10 +156,14 @@ def test_a_mistake_is_one_line(parse: Callable[[str], object], typed: str, expec
     assert refused(parse, f"{MINE} {typed}") == expected
 
 
-def test_there_is_no_automatic_batch_size() -> None:
-    assert refused(train, f"{MINE} --batch-size -1") == (
-        "--batch-size: there is no automatic batch size; name the total over all GPUs, such as 16"
+def test_a_batch_of_minus_one_is_for_training() -> None:
+    assert (
+        train(f"{MINE} --batch-size -1").batch_size == distill(f"{MINE} --t_weights t.pt --batch -1").batch_size == -1
     )
+    assert refused(val, f"{MINE} --batch-size -1") == (
+        "--batch-size: -1 finds what training has room for; evaluation takes little: leave it out"
+    )
+    assert refused(train, f"{MINE} --batch-size -2") == "--batch-size: got '-2', expected a whole number of at least 1"
 
 
 @pytest.mark.parametrize("flag", sorted(ABSENT))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.callbacks import Callback
+from engine.loggers.table import CsvTable
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
+from engine.stepper import FAILURES, rescaled
 from engine.task import DetectionTask
 from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
@@ -25,6 +30,7 @@ from models.weights import load_model, read_checkpoint
 from models.yolo import Model
 from utils.errors import UserError
 from utils.hyp import Balance, Hyp, Schedule, TeacherRole
+from utils.interruption import Interrupted
 from utils.phases import Phase
 from utils.types import Batch, Progress
 
@@ -46,6 +52,7 @@ class Loader:
     def __init__(self, steps: int = 3) -> None:
         self.steps = steps
         self.epoch = 0
+        self.first = 0
         self.mosaic: list[bool] = []
         self.weights: list[Any] = []
 
@@ -53,10 +60,11 @@ class Loader:
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch(1000 * self.epoch + step) for step in range(self.steps))
+        return (batch(1000 * self.epoch + step) for step in range(self.first, self.steps))
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+    def set_epoch(self, epoch: int, mosaic: bool = True, first: int = 0) -> None:
         self.epoch = epoch
+        self.first = first
         self.mosaic.append(mosaic)
 
     def set_image_weights(self, weights: Any) -> None:
@@ -107,6 +115,18 @@ class Terms(Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: Any) -> None:
         self.epochs.append(record.epoch)
+
+
+class Signal(Callback):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, epoch: int, step: int, number: int = signal.SIGTERM) -> None:
+        self.at = (epoch, step)
+        self.number = number
+
+    def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
+        if (progress.epoch, progress.step) == self.at:
+            os.kill(os.getpid(), self.number)
 
 
 class Crash(Callback):
@@ -161,27 +181,128 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(make: Any, tmp_path:
     crashed = trainer(make(), plan(tmp_path / "crash"), Judge(0.1, 0.2, 0.3), None, Crash(epoch=1))
     with pytest.raises(ConnectionError):
         crashed.fit()
-    saved = read_checkpoint(tmp_path / "crash/weights/last.pt")
+    resumed = goes_on(make, tmp_path / "crash", Judge(0.2, 0.3))
+    assert resumed.start_epoch == 1
+    resumed.fit()
+    assert_same(through, resumed)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [detection, *(functools.partial(distillation, **RECIPES[name]) for name in ("schedules", "chance", "online"))],
+    ids=["detection", "schedules", "chance", "online"],
+)
+def test_amidst_an_epoch_a_signal_saves_and_the_run_goes_on_bit_equally(make: Any, tmp_path: Path) -> None:
+    seen, before, after = Terms(), Terms(), Terms()
+    through = trainer(make(), plan(tmp_path / "through"), Judge(0.1, 0.2, 0.3), None, seen)
+    through.fit()
+
+    told = trainer(make(), plan(tmp_path / "told"), Judge(0.1, 0.2, 0.3), None, before, Signal(epoch=1, step=0))
+    with pytest.raises(Interrupted) as stopped:
+        told.fit()
+    assert stopped.value.status == 143
+    resumed = goes_on(make, tmp_path / "told", Judge(0.2, 0.3), after)
+    assert (resumed.start_epoch, resumed.passed.step) == (1, 2)  # the step during which it came, and the one after
+    resumed.fit()
+    assert before.losses + after.losses == seen.losses
+    assert_same(through, resumed)
+
+
+def test_the_table_has_the_terms_of_the_whole_epoch_after_an_interruption(tmp_path: Path) -> None:
+    rows = []
+    for name, watchers in (("through", ()), ("told", (Signal(epoch=0, step=0),))):
+        table = CsvTable(tmp_path / name / "results.csv")
+        (tmp_path / name).mkdir()
+        run = trainer(detection(), plan(tmp_path / name, epochs=2), None, Loader(5), table, *watchers)
+        if watchers:
+            with pytest.raises(Interrupted):
+                run.fit()
+            goes_on(detection, tmp_path / name, None, table, epochs=2, loader=Loader(5)).fit()
+        else:
+            run.fit()
+        lines = table.path.read_text().splitlines()
+        rows.append([dict(zip(lines[0].split(","), line.split(","), strict=True)) | {"seconds": ""} for line in lines])
+    assert rows[0] == rows[1]
+
+
+def test_gradients_that_wait_are_not_lost(tmp_path: Path) -> None:
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=16)  # 4 a step
+    run = trainer(detection(), plan(tmp_path, timetable=timetable), None, Loader(6), Signal(epoch=0, step=0))
+    with pytest.raises(Interrupted):
+        run.fit()
+    assert run.passed.step == 4
+    assert run.stepper.count == 1
+
+
+def test_a_signal_during_validation_ends_at_once_and_validation_is_done_again(tmp_path: Path) -> None:
+    class Long(Judge):
+        def __call__(self, model: nn.Module, criterion: nn.Module | None = None, progress: bool = True) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it went on")
+
+    with pytest.raises(Interrupted) as stopped:
+        trainer(detection(), plan(tmp_path / "told", epochs=2), Long()).fit()
+    assert stopped.value.status == 130
+    terms = Terms()
+    resumed = goes_on(detection, tmp_path / "told", Judge(0.1, 0.2), terms, epochs=2)
+    resumed.fit()
+    assert len(terms.losses) == 3  # of the second epoch
+    through = trainer(detection(), plan(tmp_path / "through", epochs=2), Judge(0.1, 0.2))
+    through.fit()
+    assert_same(through, resumed)
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.interruption.ECHO", 0.0)
+
+    class Twice(Callback):
+        def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it went on")
+
+    with pytest.raises(Interrupted):
+        trainer(detection(), plan(tmp_path), None, None, Twice()).fit()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_last_is_written_amidst_an_epoch_when_the_interval_is_over(tmp_path: Path) -> None:
+    steps = []
+
+    class Look(Callback):
+        def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
+            content = torch.load(tmp_path / "weights/last.pt", weights_only=True)
+            steps.append((content["training"]["epoch"], content["training"]["step"]))
+
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(), "linear", batch_size=64)
+    trainer(detection(), plan(tmp_path, epochs=2, save_interval=1e-9, timetable=timetable), None, None, Look()).fit()
+    assert steps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def goes_on(make: Any, folder: Path, judge: Judge | None, *watch: Any, loader: Any = None, **changes: Any) -> Trainer:
+    """A new process that continues what lies in a folder."""
+    saved = read_checkpoint(folder / "weights/last.pt")
     assert saved.training is not None
-    torch.manual_seed(99)  # a new process has another past
+    torch.manual_seed(99)  # it has another past
     task = make()
     for parameter in task.parameters():
         parameter.data.normal_()  # a frozen teacher is not among them: it comes from its own file
-    resumed = trainer(task, plan(tmp_path / "crash"), Judge(0.2, 0.3))
+    resumed = trainer(task, plan(folder, **changes), judge, loader, *watch)
     resumed.resume(saved.state, saved.training)
-    assert resumed.start_epoch == 1
-    resumed.fit()
+    return resumed
 
+
+def assert_same(through: Trainer, resumed: Trainer) -> None:
     for one, other in ((through.task, resumed.task), (through.ema.model, resumed.ema.model)):
         for (key, value), again in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
             assert torch.equal(value, again) if isinstance(value, Tensor) else value == again, key
-    ends = [read_checkpoint(tmp_path / name / "weights/last.pt").state for name in ("through", "crash")]
+    ends = [read_checkpoint(run.weights / "last.pt").state for run in (through, resumed)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     class Same(Loader):
-        def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+        def set_epoch(self, epoch: int, mosaic: bool = True, first: int = 0) -> None:
             """The same three batches in every epoch."""
 
     task, terms = detection(), Terms()
@@ -233,15 +354,102 @@ def test_validation_is_skipped_between_periods_and_never_at_the_end(tmp_path: Pa
     assert judge.verdicts == []
 
 
-def test_a_loss_that_is_not_finite_names_epoch_step_and_terms(tmp_path: Path) -> None:
-    task = detection()
+# -- numbers that are not finite --------------------------------------------------------------------------------------
 
-    class Broken(nn.Module):
+
+class Broken(nn.Module):
+    """A loss with one term that is fine, and one that is not for as long as `until` steps."""
+
+    def __init__(self, until: float = math.inf, gradient_only: bool = False) -> None:
+        super().__init__()
+        self.until = until
+        self.gradient_only = gradient_only
+        self.calls = 0
+
+    def forward(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
+        self.calls += 1
+        mean = torch.stack([level.mean() for level in prediction.levels]).mean()
+        bad = (mean * 0).sqrt() if self.gradient_only else mean * float("nan")  # of which the gradient is infinite
+        return {"box": bad if self.calls <= self.until else mean, "obj": mean * 0 + 0.41}
+
+
+@pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
+def test_a_step_that_is_not_finite_leaves_nothing_but_a_count(tmp_path: Path, gradient_only: bool) -> None:
+    before = {key: value.clone() for key, value in detection().model.state_dict().items()}
+    task = DetectionTask(detection().model, Broken(gradient_only=gradient_only))
+    records: list[Any] = []
+
+    class Records(Callback):
+        def on_epoch_end(self, trainer: Trainer, record: Any) -> None:
+            records.append(record)
+
+    run = trainer(task, plan(tmp_path, epochs=1), None, None, Records())
+    run.fit()
+    for state in (task.model.state_dict(), run.ema.model.state_dict()):
+        assert all(torch.equal(value, before[key]) for key, value in state.items())  # batch statistics, too
+    assert records[0].skipped == 3
+    assert records[0].row()["skipped"] == 3
+    assert records[0].optimizer_steps == 0
+
+
+def test_one_bad_batch_costs_its_step_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    terms = Terms()
+    run = trainer(DetectionTask(detection().model, Broken(until=1)), plan(tmp_path, epochs=1), None, None, terms)
+    run.fit()
+    assert run.stepper.count == 2
+    assert "epoch 1, step 1 is skipped: box nan not finite" in caplog.text
+    assert all(value.isfinite().all() for value in run.task.model.state_dict().values())
+
+
+def test_a_bad_batch_takes_those_with_it_whose_gradient_waited(tmp_path: Path) -> None:
+    class Second(Broken):
         def forward(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
-            return {"box": prediction.levels[0].mean() * float("nan"), "obj": prediction.levels[0].mean() * 0 + 0.41}
+            self.until = 2 if self.calls == 1 else 0
+            return super().forward(prediction, batch)
 
-    with pytest.raises(UserError, match=r"not finite at epoch 1, step 1: box nan, obj 0\.41\. Lower lr0"):
-        trainer(DetectionTask(task.model, Broken()), plan(tmp_path)).fit()
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=16)  # 4 a step
+    task = DetectionTask(detection().model, Second(until=0))
+    run = trainer(task, plan(tmp_path, epochs=1, timetable=timetable), None, Loader(6))
+    run.fit()
+    assert run.stepper.count == 1  # batches 3 to 6
+
+
+def test_after_many_bad_steps_the_run_goes_back_and_learns_more_slowly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
+            rates.append(trainer.stepper.optimizer.param_groups[0]["lr"])
+
+    timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=64)
+    settings = plan(tmp_path, epochs=1, timetable=timetable)
+    task = DetectionTask(detection().model, Broken(until=FAILURES))
+    run = trainer(task, settings, None, Loader(FAILURES + 2), Rates())
+    outcome = run.fit()
+    assert f"going back to {tmp_path}/weights/last.pt (epoch 1) with 0.5 times the learning rate" in caplog.text
+    assert rates == [0.01] * (FAILURES - 1) + [0.005] * (FAILURES + 2)  # the one that sends it back is not told
+    assert outcome.epochs_run == 1
+    assert run.stepper.count == FAILURES + 2
+
+
+def test_a_run_that_does_not_recover_ends_and_names_the_terms(tmp_path: Path) -> None:
+    task = DetectionTask(detection().model, Broken())
+    table = CsvTable(tmp_path / "results.csv")
+    run = trainer(task, plan(tmp_path, epochs=9), None, Loader(8), table)
+    with pytest.raises(UserError, match=r"after 3 returns .* last at epoch 3, step 4: box nan not finite\. Lower lr0"):
+        run.fit()
+    assert task.criterion.calls == 4 * FAILURES
+    assert [row["epoch"] for row in table.rows] == ["1", "2"]
+    saved = read_checkpoint(tmp_path / "weights/last.pt")
+    assert all(value.isfinite().all() for value in saved.state.values())
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    run = trainer(DetectionTask(detection().model, Broken()), plan(tmp_path, save=False, epochs=9), None, Loader(8))
+    with pytest.raises(UserError, match=r"step after step; last at epoch 3, step 4: box nan"):
+        run.fit()
 
 
 def test_mosaic_closes_for_the_last_epochs(tmp_path: Path) -> None:
@@ -263,15 +471,15 @@ def test_gradients_accumulate_to_the_nominal_batch_and_the_epoch_ends_with_a_ste
     timetable = Timetable(Recipe("SGD", 0.01, 0.9, 0.1), Hyp(warmup_epochs=0), "linear", batch_size=32)
     run = trainer(detection(), plan(tmp_path, epochs=1, timetable=timetable), None, Loader(5))
     run.fit()
-    assert run.optimizer_steps == 3  # batches 1+2, 3+4, 5
+    assert run.stepper.count == 3  # batches 1+2, 3+4, 5
 
 
 def test_multi_scale_sizes_are_multiples_of_the_stride_and_repeat(tmp_path: Path) -> None:
     run = trainer(detection(), plan(tmp_path, multi_scale=True))
-    sizes = [run._rescaled(batch(0), Progress(0, step, 3, 20)).images.shape[2:] for step in range(20)]
+    sizes = [rescaled(batch(0), Progress(0, step, 3, 20), run.plan).images.shape[2:] for step in range(20)]
     assert len(set(sizes)) > 1
     assert all(side % 32 == 0 and 32 <= side <= 96 for size in sizes for side in size)
-    assert sizes == [run._rescaled(batch(0), Progress(0, step, 3, 20)).images.shape[2:] for step in range(20)]
+    assert sizes == [rescaled(batch(0), Progress(0, step, 3, 20), run.plan).images.shape[2:] for step in range(20)]
 
 
 def test_frozen_layers_stay(tmp_path: Path) -> None:
@@ -287,8 +495,6 @@ def test_frozen_layers_stay(tmp_path: Path) -> None:
 
 
 def test_every_term_has_a_column_of_its_own(tmp_path: Path) -> None:
-    from engine.loggers.table import CsvTable
-
     task = distillation()
     trainer(task, plan(tmp_path, epochs=2), Judge(0.1, 0.2), None, CsvTable(tmp_path / "results.csv")).fit()
     lines = (tmp_path / "results.csv").read_text().splitlines()

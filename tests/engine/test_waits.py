@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
+from engine.stepper import NOTHING
 from engine.task import DetectionTask
 from engine.trainer import Trainer
 from losses.build import build_criterion
@@ -74,13 +75,12 @@ def waits(task: nn.Module, folder: Path) -> Counter[str]:
     trainer = Trainer(task, build_optimizer(task, recipe, 5e-4), None, None, plan)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.3, 0.3], [1, 1, 0.4, 0.6, 0.2, 0.5]])
     batch = Batch(torch.rand(2, 3, 64, 64), targets, torch.ones(2, dtype=torch.bool))
-    task.train()
+    trainer.stepper.begin(Progress(0, 0, 3, 10))
     found: Counter[str] = Counter()
     for _ in range(2):
         found.clear()
         with Reads(found), Waits(found):
-            trainer._forward_backward(task, batch, Progress(0, 0, 3, 10), True)
-            trainer._step()
+            trainer.stepper(batch, Progress(0, 0, 3, 10), NOTHING)
     return found
 
 
@@ -93,7 +93,7 @@ class Quiet(nn.Module):
 
 def test_the_loop_reads_one_number_a_step(tmp_path: Path) -> None:
     task = DetectionTask(Model(read_spec("yolov5p"), 2), Quiet())
-    assert waits(task, tmp_path) == {"engine/trainer.py": 1}
+    assert waits(task, tmp_path) == {"engine/stepper.py": 1}
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_the_loop_reads_one_number_a_step(tmp_path: Path) -> None:
 def test_what_a_loss_waits_for_is_known(name: str, expected: dict[str, int], tmp_path: Path) -> None:
     model = Model(read_spec(name), 2)
     task = DetectionTask(model, build_criterion(model.head, Hyp(), (64, 64)))
-    assert waits(task, tmp_path) == {"engine/trainer.py": 1, **expected}
+    assert waits(task, tmp_path) == {"engine/stepper.py": 1, **expected}

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 import yaml
 from torch import nn
 
 from models.blocks.base import round_channels
-from models.families import family_scales, read_spec
+from models.families import family_scales, known_specs, read_spec
 from models.graph import layer_specs
 from models.spec import ModelSpec
+from models.weights import load_model
 from models.yolo import Model
 from utils.errors import UserError
 
@@ -252,13 +255,41 @@ def test_bad_rows_are_named(changes, message, write):
         Model(read_spec(write(**changes)), 1)
 
 
+TOO_MUCH = {
+    "channels": (with_row("backbone", 1, [-1, 1, "Conv", [40_000_000, 3, 2]]), "more than 1,000,000,000 parameters"),
+    "a kernel": (with_row("backbone", 1, [-1, 1, "Conv", [8, 100_001, 1]]), "backbone row 1, layer 1"),
+    "repetitions": ({"backbone": [[-1, 1_000_000_000, "Conv", [8]]]}, "1000000000 layers, repetitions counted"),
+    "parts": ({**with_row("backbone", 2, [-1, 9_000, "C3", [8]]), "depth_multiple": 10}, "10,000 parts"),
+    "depth": ({"depth_multiple": 1e300}, r"depth_multiple: got 1e\+300, expected a number in \(0, 10\]"),
+    "width": ({"width_multiple": float("nan")}, "width_multiple: got nan"),
+    "no width": ({"width_multiple": 0}, "width_multiple: got 0"),
+    "classes": ({"nc": 10**9}, "nc: got 1000000000, expected a whole number of at least 1, 100000 at most"),
+    "anchors": ({"anchors": 10**9}, "anchors: got 1000000000, expected at most 100 a level"),
+    "an activation": ({"activation": [1]}, r"activation: got \[1\], expected text"),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_a_model_file_that_asks_for_too_much_gets_a_line_and_no_memory(kind, write):
+    changes, message = TOO_MUCH[kind]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=message):
+        load_model("", write(**changes))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+
+
+def test_published_models_are_within_bounds():
+    for spec in known_specs():
+        assert ModelSpec.from_dict(spec.to_dict(), spec.name, "x").name == spec.name
+
+
 def test_bad_files_are_named(tmp_path, root):
     path = tmp_path / "broken.yaml"
     path.write_text("backbone: [")
-    with pytest.raises(UserError, match=r"broken.yaml: not a YAML file"):
+    with pytest.raises(UserError, match=r"broken.yaml: line 1: expected the node content"):
         read_spec(str(path))
     path.write_text("- 1")
-    with pytest.raises(UserError, match=r"broken.yaml: not a model file"):
+    with pytest.raises(UserError, match=r"broken.yaml: line 1: got a list, expected lines of"):
         read_spec(str(path))
     path.write_text("head: []\nanchors: 3")
     with pytest.raises(UserError, match="no 'backbone'"):

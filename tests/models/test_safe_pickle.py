@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import pickle
+import time
 import types
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -13,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.safe_pickle import StandIn, module_tensors, read_file
+from models.safe_pickle import _Reader
+from models.stand_ins import StandIn, module_tensors
 from models.weights import read_checkpoint
+from models.weights_file import read_file
 from utils.errors import UserError
 
 
@@ -63,7 +68,7 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(kind, trap, tmp_pa
 def test_a_hostile_pickle_without_zip_is_refused_too(kind, trap, tmp_path):
     path = tmp_path / "old.pt"
     torch.save({"model": hostile(kind, trap)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=rf"old.pt refers to {kind.removeprefix('builtins.')}; it was not loaded"):
+    with pytest.raises(UserError, match=rf"old.pt refers to {kind}; it was not loaded"):
         read_checkpoint(path)
     assert not trap.exists()
 
@@ -175,3 +180,202 @@ def test_an_exported_model_is_told(tmp_path):
     torch.jit.save(torch.jit.trace(nn.Conv2d(1, 1, 1), torch.rand(1, 1, 4, 4)), tmp_path / "x.pt")
     with pytest.raises(UserError, match="TorchScript"):
         read_file(tmp_path / "x.pt")
+
+
+# -- pickles that torch.save never wrote ------------------------------------------------------------------------------
+
+
+def checkpoint(path, pickled, storage=bytes(16), key="0", method=zipfile.ZIP_STORED):
+    """A file whose pickle is this, and one storage."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + pickled + b".")
+        archive.writestr("x/version", "3")
+        archive.writestr(f"x/data/{key}", storage)
+    return path
+
+
+def number(value):
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def numbers(*values):
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+STAND_IN = b"cmodels.yolo\nModel\n"
+STORED = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4) + b"tQ"
+
+
+def tensor(offset, size, stride, stored=STORED):
+    arguments = stored + number(offset) + numbers(*size) + numbers(*stride) + b"\x89N"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
+
+
+OTHER_OPCODES = {
+    "INST": b"(imodels.yolo\nModel\n",
+    "OBJ": b"(" + STAND_IN + b"o",
+    "NEWOBJ_EX": STAND_IN + b")}\x92",
+    "STACK_GLOBAL": b"\x8c\x06models\x8c\x05Model\x93",
+    "EXT1": b"\x82\x01",
+    "EXT4": b"\x84\x01\x00\x00\x00",
+    "PERSID": b"Pstorage\n",
+    "BYTEARRAY8": b"\x96" + (1 << 40).to_bytes(8, "little"),
+    "FROZENSET": b"(\x91",
+    "LONG4": b"\x8b\xff\xff\xff\x7f",
+    "POP": b"N0",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPCODES)
+def test_opcodes_that_torch_does_not_write_are_refused(name, tmp_path):
+    path = checkpoint(tmp_path / "x.pt", OTHER_OPCODES[name] + b"N")
+    with pytest.raises(UserError, match=r"x\.pt is "):
+        read_file(path)
+
+
+def test_all_that_can_be_called_is_inert(tmp_path, trap):
+    """Whatever is on the stack is called, given a state and made anew: nothing has any effect."""
+    for name in (*_Reader.calls, "torch.FloatStorage", "models.yolo.Model", "numpy.dtype"):
+        known = "c{}\n{}\n".format(*name.rsplit(".", 1)).encode()
+        for after in (
+            b"(" + text(str(trap)) + b"tR",
+            b"}b",
+            b"(Ntb",
+            b")R}" + text("__class__") + known + b"sb",
+            b")\x81",
+        ):
+            before = dict(vars(_Reader)), dict(vars(StandIn))
+            try:
+                read_file(checkpoint(tmp_path / "x.pt", known + after))
+            except UserError as error:
+                assert "\n" not in str(error)
+            assert (dict(vars(_Reader)), dict(vars(StandIn))) == before
+    assert not trap.exists()
+
+
+def test_a_state_for_what_has_none_is_refused(tmp_path):
+    for owner in (b"cbuiltins\nset\n", b"ctorch\nFloatStorage\n", tensor(0, [4], [1])):
+        with pytest.raises(UserError, match="state for something that has none"):
+            read_file(checkpoint(tmp_path / "x.pt", owner + b"}b"))
+
+
+def test_attributes_of_an_ordered_mapping_are_left_out(tmp_path):
+    made = b"ccollections\nOrderedDict\n)R" + text("model.0.w") + tensor(0, [4], [1]) + b"s"
+    content = read_file(checkpoint(tmp_path / "x.pt", made + b"}" + text("get") + STAND_IN + b"sb"))
+    assert type(content) is dict and list(content) == ["model.0.w"]
+
+
+OUTSIDE = {
+    "longer than the storage": tensor(0, [5], [1]),
+    "beyond it by a step": tensor(0, [2, 2], [4, 1]),
+    "beyond it from the start": tensor(4, [1], [1]),
+    "a product that overflows": tensor(0, [2**40, 2**40], [0, 0]),
+    "a step that overflows": tensor(0, [3], [2**62]),
+    "negative side": tensor(0, [-1], [1]),
+    "negative step": tensor(3, [4], [-1]),
+    "negative start": tensor(-1, [4], [1]),
+    "sides and steps": tensor(0, [4], [1, 1]),
+    "a side that is no number": tensor(0, [], [], STORED).replace(b"(t(t", b"(" + text("a") + b"t(" + text("a") + b"t"),
+    "very many sides": tensor(0, [1] * 100, [1] * 100),
+    "more numbers than bytes": tensor(0, [4], [1], STORED.replace(number(4), number(1 << 40))),
+    "no storage": tensor(0, [4], [1], b"N"),
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_tensors_beyond_their_numbers_are_refused(kind, tmp_path):
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read_file(checkpoint(tmp_path / "x.pt", OUTSIDE[kind]))
+    assert read_file(checkpoint(tmp_path / "x.pt", tensor(1, [3], [1]))).tolist() == [0, 0, 0]
+
+
+def test_one_number_cannot_stand_for_many_weights(tmp_path):
+    weights = b"}" + text("model.0.conv.weight") + tensor(0, [1 << 20, 1 << 20], [0, 0]) + b"s"
+    with pytest.raises(UserError, match=r"its tensors have 1099511627776 numbers, and the file has \d+ bytes"):
+        read_checkpoint(checkpoint(tmp_path / "x.pt", weights))
+
+
+TAKES_TIME = {
+    "a memo of billions": b"Nr\xff\xff\xff\xff",
+    "a tuple of tuples as a key": b"})" + b"q\x00h\x00\x86" * 60 + b"Ns",
+    "numbers that collide": b"}" + number((2**61 - 1) << 200) + b"Ns",
+    "lists of lists": b"]" + b"q\x00]h\x00ah\x00a" * 60,
+    "a list in itself": b"]q\x00h\x00a",
+    "a tower of lists": b"]" * 100_000 + b"a" * 99_999,
+    "tensors of one storage": b"".join(b"(" + tensor(0, [4], [1]) + b"q\x01h\x01h\x01h\x01tq\x01" for _ in range(9)),
+}
+
+
+@pytest.mark.parametrize("kind", TAKES_TIME)
+def test_small_files_that_mean_very_much_end_at_once(kind, tmp_path):
+    begun = time.process_time()
+    with pytest.raises(UserError, match=r"x\.pt "):
+        read_checkpoint(checkpoint(tmp_path / "x.pt", TAKES_TIME[kind]))
+    assert time.process_time() - begun < 10
+
+
+def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path):
+    path = checkpoint(tmp_path / "x.pt", tensor(0, [4], [1]), bytes(50_000_000), method=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"has 0\.\d MB and would unpack to 50 MB, as no weights do"):
+        read_file(path)
+
+
+def test_a_zip_of_something_else_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(UserError, match="is a zip archive without a checkpoint"):
+        read_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("keep", [40, 200, -1, -9])
+def test_an_old_file_that_was_cut_is_told(keep, tmp_path):
+    torch.save({"a": torch.arange(300)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pt").write_bytes((tmp_path / "old.pt").read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"old\.pt is not a weights file, or damaged"):
+        read_file(tmp_path / "old.pt")
+
+
+def test_what_is_read_is_what_torch_reads(tmp_path):
+    """Every kind of number, views, shared storages, empty tensors: against torch's own reader."""
+    base = torch.arange(24.0)
+    kinds = (
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
+    content = {
+        **{str(kind): base.to(kind) for kind in kinds},
+        "bool": base > 3,
+        "view": base.view(4, 6)[1:, ::2].t(),
+        "expanded": base[:1].expand(3, 5),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5),
+        "parameter": nn.Parameter(torch.rand(3)),
+        "nested": [({"x": (base, 1, None, True, 2**80, 1e300, "ü", b"\x00\xff")},)],
+        "names": OrderedDict([(0, "a"), (1, "b")]),
+    }
+    for new in (True, False):
+        torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+        own, theirs = read_file(tmp_path / "x.pt"), torch.load(tmp_path / "x.pt", weights_only=True)
+        assert list(own) == list(theirs)
+        for key, value in theirs.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(own[key], value.detach()) and own[key].dtype == value.dtype, key
+                assert own[key].stride() == value.stride(), key
+        assert own["nested"][0][0]["x"][1:] == theirs["nested"][0][0]["x"][1:]
+        assert own["names"] == {0: "a", 1: "b"}
+
+
+def test_published_files_are_read_as_torch_reads_them(shared):
+    path = shared / "weights/yolov5s_state_dict.pt"
+    own, theirs = read_file(path), torch.load(path, weights_only=True)
+    assert list(own) == list(theirs) and all(torch.equal(own[key], theirs[key]) for key in theirs)

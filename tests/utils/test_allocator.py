@@ -41,8 +41,30 @@ def test_freed_memory_is_taken_again_without_asking_the_system():
     assert kept < 100 < faults("")  # 97,660 pages of 4 kB; the system may give larger ones
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
+def test_kept_memory_can_be_given_back():
+    """400 MB below a small block that stays, so that it is not the end of the heap."""
+    code = """
+import torch
+from benchmarks.memory import resident
+from utils.allocator import keep_freed_memory, return_freed_memory
+keep_freed_memory()
+parts = [torch.ones(1_000_000) for _ in range(100)]
+last = torch.ones(100)
+full = resident()
+del parts
+kept = resident()
+assert return_freed_memory()
+print(full - kept, full - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, given = map(int, done.stdout.split())
+    assert kept < 40e6 < 360e6 < given
+
+
 @pytest.mark.parametrize(("system", "library"), [("darwin", ("", "")), ("win32", ("", "")), ("linux", ("musl", ""))])
 def test_other_systems_are_left_alone(monkeypatch, system, library):
     monkeypatch.setattr(allocator.sys, "platform", system)
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: library)
     assert not allocator.keep_freed_memory()
+    assert not allocator.return_freed_memory()

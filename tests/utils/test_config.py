@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,12 @@ from utils.config import (
     choice,
     from_mapping,
     number,
-    parse_yaml,
     read_record,
-    read_yaml,
     to_mapping,
     write_mapping,
 )
 from utils.errors import UserError
+from utils.yaml_file import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,47 @@ def message(text: str) -> str:
 def test_a_mistake_is_one_line(text: str, expected: str | None) -> None:
     found = message(text)
     assert expected is None or found == expected
+
+
+def laughs(line: str) -> str:
+    """Nine lines that each say the one before nine times."""
+    pairs = zip("abcdefghi", "bcdefghij", strict=True)
+    return "a: &a {x: 1}\n" + "".join(line.format(b, ", ".join([f"*{a}"] * 9)) + "\n" for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (laughs("{0}: &{0} [{1}]"), "more than 500000 entries, aliases written out"),
+        (laughs("{0}: &{0} {{<<: [{1}]}}"), "more than 500000 entries, aliases written out"),
+        ("layers: &a [1, *a]", "what stands there contains itself"),
+        ("layers: " + "[" * 60 + "]" * 60, "more than 50 lists and mappings in one another"),
+        ("layers: " + "[" * 1000, "maximum recursion depth exceeded"),
+        ("rate: " + "1" * 200_000, "a number of 200000 digits"),
+        ("rate: " + "1" * 200_000 + "x", "rate: got '1111"),
+        ("steps: 0x" + "f" * 5000, "a number of 5002 digits"),
+        ("steps: " + "1" + ":11" * 5000, "a number of 15001 digits"),
+        ("when: !!timestamp x", "not valid YAML"),
+        ("when: !!int ''", "not valid YAML"),
+        ("x" * 1000 + ": 1", "unknown key"),
+        ('"\\e[2J\\r": 1', "unknown key '\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}'"),
+    ],
+)
+def test_a_text_that_means_far_more_than_it_says_is_refused_at_once(text: str, expected: str) -> None:
+    begun = time.process_time()
+    found = message(text)
+    assert expected in found and len(found) < 500
+    assert time.process_time() - begun < 10
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"a: 1\n" * 300_000)
+    with pytest.raises(UserError, match=r"x\.yaml: 1\.5 MB, expected a YAML file of at most 1 MB"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_aliases_as_people_use_them_are_read() -> None:
+    assert parse_yaml("a: &a [1, 2]\nb: *a\nc: [*a, *a]", "x")["c"] == [[1, 2], [1, 2]]
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
-from utils.errors import UserError, exits_cleanly, nearest
+from utils.errors import ECHO, LEAVING, OWN, PeerLost, UserError, exits_cleanly, nearest
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,34 @@ def test_arguments_pass_through() -> None:
 
     main(["--epochs", "3"])
     assert seen == [["--epochs", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "waits", "line", "status"),
+    [
+        ("0", UserError("wrong"), 0.0, "error: wrong\n", 2),
+        ("1", UserError("wrong"), OWN, "error: rank 1: wrong\n", 2),
+        ("0", PeerLost("gone"), ECHO, "error: gone\n", 1),
+        ("3", PeerLost("gone"), ECHO, "error: rank 3: gone\n", 1),
+    ],
+)
+def test_of_several_ranks_the_first_tells_and_the_others_wait_to_be_ended(
+    rank: str, error: Exception, waits: float, line: str, status: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waited, done = [0.0], []
+    monkeypatch.setattr("utils.errors.time.sleep", waited.append)
+    monkeypatch.setattr("utils.errors.signal.signal", lambda *what: done.append(what))
+    monkeypatch.setattr("utils.errors.signal.alarm", lambda seconds: done.append(seconds))
+    for name, value in {"WORLD_SIZE": "4", "RANK": rank, "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+    @exits_cleanly
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert (waited[-1], stopped.value.code, capsys.readouterr().err) == (waits, status, line)
+    assert (signal.SIGTERM, signal.SIG_DFL) in done  # torchrun ends it where it waits
+    assert LEAVING in done

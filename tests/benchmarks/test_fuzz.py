@@ -1,0 +1,97 @@
+"""Every parser of foreign files takes or refuses what nobody would write; a fixed number of cases, always the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck
+
+from benchmarks import fuzz
+from benchmarks.fuzz_targets import TARGETS, Target, opened, run_case
+from tests.benchmarks.tables import cells
+from utils.errors import UserError
+
+CASES = 60
+SECONDS = 10  # of the processor, a case
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_parser_returns_or_refuses(name: str) -> None:
+    target = TARGETS[name]()
+    seen = []
+    with opened(target) as folder:
+
+        @hypothesis.seed(0)
+        @hypothesis.settings(
+            max_examples=CASES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        )
+        @hypothesis.given(target.cases)
+        def check(case: bytes) -> None:
+            begun = time.process_time()
+            seen.append(run_case(target, folder, case))
+            assert time.process_time() - begun < SECONDS
+
+        check()
+    assert len(seen) >= CASES and not all(seen), "cases that are all valid try nothing"
+
+
+def given(*words: str) -> object:
+    return fuzz.parser().parse_args(["--seconds", "0.01", *words])
+
+
+def target(read: Callable[[Path], object]) -> Target:
+    return TARGETS["label file"]()._replace(read=read)
+
+
+def test_a_parser_that_breaks_is_a_failure_and_its_case_is_kept(tmp_path: Path) -> None:
+    def breaks(path: Path) -> None:
+        if b"1" in path.read_bytes():
+            raise ZeroDivisionError("at the one")
+
+    result = fuzz.fuzz(target(breaks), given("--out", str(tmp_path)))
+    (failure,) = result.failures
+    assert failure.startswith("ZeroDivisionError: at the one") and result.cases > 0
+    (kept,) = tmp_path.iterdir()
+    assert b"1" in kept.read_bytes() and kept.name in failure
+
+
+def test_a_refusal_is_no_failure_and_one_without_a_reason_is(tmp_path: Path) -> None:
+    def refuses(reason: str) -> Callable[[Path], object]:
+        def read(_: Path) -> None:
+            raise UserError(reason)
+
+        return read
+
+    refused = fuzz.fuzz(target(refuses("x.txt: no")), given("--out", str(tmp_path)))
+    assert not refused.failures and refused.taken == 0 < refused.cases
+    assert fuzz.fuzz(target(refuses("")), given("--out", str(tmp_path))).failures
+
+
+def test_a_slow_parser_is_a_failure(tmp_path: Path) -> None:
+    words = given("--out", str(tmp_path), "--case-seconds", "0.0001")
+    assert "a case of" in fuzz.fuzz(target(lambda _: sum(range(100_000))), words).failures[0]
+
+
+def test_the_table_has_a_row_a_parser_and_names_failures() -> None:
+    results = {
+        "image": fuzz.Result(1000, 100, 60.0, 0.25, 12.0, ()),
+        "archive": fuzz.Result(2000, 5, 60.0, 1.5, 3.0, ("it hangs",)),
+    }
+    text = fuzz.report(results, ["--seconds", "60"])
+    rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
+    assert rows[2] == ["image", "1,000", "100", "60", "0.25", "12", "0"]
+    assert "3,000 cases, 1 failures" in text and "- archive: it hangs" in text
+
+
+def test_a_target_runs_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    fuzz.main(["--only", "label file", "--seconds", "0.01"])
+    assert "| label file |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        fuzz.main(["--only", "labels"])
+    fuzz.main(["--only", "label file", "--seconds", "0.01", "--inside"])
+    assert json.loads(capsys.readouterr().out)[-1] == []
