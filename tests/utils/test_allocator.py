@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
@@ -60,6 +61,13 @@ print(full - kept, full - resident())
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     kept, given = map(int, done.stdout.split())
     assert kept < 40e6 < 360e6 < given
+
+
+def test_the_garbage_collector_leaves_alone_what_was_there_before():
+    with pytest.raises(KeyError), allocator.settled():
+        assert gc.get_freeze_count() > 1000
+        raise KeyError
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(("system", "library"), [("darwin", ("", "")), ("win32", ("", "")), ("linux", ("musl", ""))])
