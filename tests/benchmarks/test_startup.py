@@ -38,7 +38,7 @@ def test_a_training_here_is_ended_at_its_first_step(tmp_path: Path) -> None:
     made = bench(tmp_path)
     found = made.first_step(OURS, sys.executable)
     assert 0 < found["first batch"] < found["behind torch"] < found["first step"]
-    assert not list(made.folder.rglob("last.pt"))
+    assert not list(made.folder.rglob("best.pt"))
 
 
 def test_the_demonstration_is_started_as_a_user_does(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
