@@ -146,8 +146,9 @@ def require_same_teachers(session: Session[DistillOptions]) -> None:
     """
     from models.weights import resolve_weights
     from utils import dist
-    from utils.config import read_yaml, write_mapping
+    from utils.config import write_mapping
     from utils.files import digest
+    from utils.yaml_file import read_yaml
 
     file, options = session.folder / "teachers.yaml", session.options
     known = dist.from_main(read_yaml(file) if dist.is_main() and session.resuming and file.exists() else {})

@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from engine.command_line import parse, spelling
-from utils.config import from_mapping, read_yaml, to_mapping, write_mapping
+from utils.config import from_mapping, to_mapping, write_mapping
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.hyp import read_hyp
+from utils.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 

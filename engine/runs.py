@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from engine.precision import describe
-from utils.config import read_yaml
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.yaml_file import read_yaml
 
 
 def find_run(resume: str, project: str) -> Path:

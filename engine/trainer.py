@@ -88,7 +88,6 @@ class Trainer:
         self.stepper = Stepper(task, optimizer, plan)
         self.loader = loader
         self.evaluator = evaluator
-        self.validates = evaluator is not None
         self.plan = plan
         self.callbacks = tuple(callbacks) if dist.is_main() else ()
         self.best = Best()
@@ -171,7 +170,7 @@ class Trainer:
             report=report,
             learning_rates=rates,
             fitness=score,
-            best=best or (not self.validates and epoch + 1 == self.plan.epochs),
+            best=best or (self.evaluator is None and epoch + 1 == self.plan.epochs),
             seconds=time.perf_counter() - started,
             optimizer_steps=self.stepper.count,
             skipped=passed.step - passed.counted,
@@ -247,7 +246,7 @@ class Trainer:
 
     def _patience_is_over(self, record: EpochRecord) -> bool:
         waited = record.epoch - self.best.epoch
-        if not self.validates or self.plan.patience <= 0 or self.best.epoch < 0 or waited < self.plan.patience:
+        if self.evaluator is None or self.plan.patience <= 0 or self.best.epoch < 0 or waited < self.plan.patience:
             return False
         best = self.best.epoch + 1
         log.info("stopping early: no better fitness in the last %d epochs; best was epoch %d", waited, best)
