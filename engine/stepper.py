@@ -165,8 +165,8 @@ class Stepper:
 
     def _skip(self, values: Mapping[str, float], progress: Progress, due: bool) -> None:
         if due and self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # which it leaves out, and lowers its scale
-            self.scaler.update()
+            # by hand: `step` would be made where the loss is not finite and its gradient is
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
         self.optimizer.zero_grad(set_to_none=True)
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._sound)

@@ -102,14 +102,15 @@ def test_a_batch_of_no_images_costs_nothing(name, student, teacher, draw_batch):
     assert value.item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("name", "student", "teacher"), FITTING)
-def test_float32_inside_under_bf16(name, student, teacher, draw_batch):
+def test_float32_inside_in_half_precision(name, student, teacher, dtype, draw_batch):
     case = Case(name, student, teacher)
     batch = draw_batch()
     case.student, case.taught = (
-        Prediction(tuple(level.bfloat16() for level in side.levels)) for side in (case.student, case.taught)
+        Prediction(tuple(level.to(dtype) for level in side.levels)) for side in (case.student, case.taught)
     )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         half = case(batch)
     case.student, case.taught = (
         Prediction(tuple(level.float() for level in side.levels)) for side in (case.student, case.taught)

@@ -51,11 +51,12 @@ def sees(level):
 # -- the contract -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", METHODS)
-def test_float32_inside_under_bf16(name, loss_of, draw_prediction, draw_batch):
+def test_float32_inside_in_half_precision(name, dtype, loss_of, draw_prediction, draw_batch):
     loss, batch = loss_of(name), draw_batch()
-    student, taught = (copied(draw_prediction(), torch.bfloat16) for _ in range(2))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    student, taught = (copied(draw_prediction(), dtype) for _ in range(2))
+    with torch.autocast("cpu", dtype=dtype):
         half = loss(student, taught, batch)
     full = loss(copied(student, torch.float32), copied(taught, torch.float32), batch)
     assert half.dtype == torch.float32

@@ -373,8 +373,11 @@ class Broken(nn.Module):
         return {"box": bad if self.calls <= self.until else mean, "obj": mean * 0 + 0.41}
 
 
+@pytest.mark.parametrize("precision", [None, torch.float16], ids=["float32", "fp16"])
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
-def test_a_step_that_is_not_finite_leaves_nothing_but_a_count(tmp_path: Path, gradient_only: bool) -> None:
+def test_a_step_that_is_not_finite_leaves_nothing_but_a_count(
+    tmp_path: Path, gradient_only: bool, precision: torch.dtype | None
+) -> None:
     before = {key: value.clone() for key, value in detection().model.state_dict().items()}
     task = DetectionTask(detection().model, Broken(gradient_only=gradient_only))
     records: list[Any] = []
@@ -383,13 +386,35 @@ def test_a_step_that_is_not_finite_leaves_nothing_but_a_count(tmp_path: Path, gr
         def on_epoch_end(self, trainer: Trainer, record: Any) -> None:
             records.append(record)
 
-    run = trainer(task, plan(tmp_path, epochs=1), None, None, Records())
+    run = trainer(task, plan(tmp_path, epochs=1, precision=precision), None, None, Records())
     run.fit()
     for state in (task.model.state_dict(), run.ema.model.state_dict()):
         assert all(torch.equal(value, before[key]) for key, value in state.items())  # batch statistics, too
     assert records[0].skipped == 3
     assert records[0].row()["skipped"] == 3
     assert records[0].optimizer_steps == 0
+
+
+def test_a_loss_that_is_not_finite_is_no_step_though_its_gradient_is_finite(tmp_path: Path) -> None:
+    class Offset(Broken):
+        def forward(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
+            terms = super().forward(prediction, batch)
+            return terms if self.calls > 2 else {**terms, "obj": terms["obj"] + math.inf}
+
+    moved: list[bool] = []
+
+    class Weights(Callback):
+        def on_step_end(self, trainer: Trainer, *rest: Any) -> None:
+            moved.append(not torch.equal(trainer.task.model.state_dict()[key], before))
+
+    task = DetectionTask(detection().model, Offset(until=0))
+    key = next(key for key in task.model.state_dict() if key.endswith("conv.weight"))
+    before = task.model.state_dict()[key].clone()
+    run = trainer(task, plan(tmp_path, epochs=1, precision=torch.float16), None, None, Weights())
+    run.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)  # of which no gradient overflows
+    run.fit()
+    assert moved == [False, False, True]
+    assert run.stepper.scaler.get_scale() == 4.0
 
 
 def test_one_bad_batch_costs_its_step_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
