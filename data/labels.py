@@ -20,6 +20,7 @@ from data.label_cache import cache_path, content_key, load, save, unlabelled_cac
 from data.label_file import Problem, Scanned
 from data.packed import PackedStrings
 from data.scan import label_path, scan, scan_unlabelled
+from utils.dist import is_main
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,8 @@ def _tell_problems(labels: Labels, where: str) -> None:
         log.info("%s: %d duplicate rows dropped", where, counts.duplicates)
     if labels.problems:
         more = len(labels.problems) - SHOWN
-        log.warning(
+        log.log(
+            logging.WARNING if is_main() else logging.DEBUG,  # all ranks read the same
             "%s: skipped %d corrupt images and %d rows:\n%s%s",
             where,
             counts.corrupt,

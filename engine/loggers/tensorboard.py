@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 from engine.callbacks import Callback, EpochRecord, Outcome
@@ -22,6 +23,7 @@ class TensorBoard(Callback):
             self.writer = None
         else:
             self.writer = SummaryWriter(str(folder))
+            leave_to_flush()
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         writer, self.writer = self.writer, None
@@ -34,3 +36,14 @@ class TensorBoard(Callback):
     def on_fit_end(self, trainer: Trainer, outcome: Outcome) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def leave_to_flush() -> None:
+    """What TensorBoard's own thread cannot write, `flush` raises here: no traceback is wanted of the thread."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    threading.excepthook = hook

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,14 +154,23 @@ def test_every_event_reaches_a_dispensable_watcher(tmp_path: Path) -> None:
 def test_tensorboard_that_cannot_write_is_told_once_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    written = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    of_threads: list[str] = []  # tracebacks
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: of_threads.append(str(arguments.exc_value)))
     board = Dispensable(TensorBoard(tmp_path))
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device", "events")
 
-    monkeypatch.setattr(writer, "flush", refuse)
+    def bug() -> None:
+        raise KeyError("of another thread")
+
+    monkeypatch.setattr(written, "write", refuse)
     for epoch in range(3):
         board.on_epoch_end(trainer(), record(epoch))
     board.on_fit_end(trainer(), outcome(tmp_path))
+    other = threading.Thread(target=bug)
+    other.start()
+    other.join()
     assert caplog.messages == ["events: the disk is full; make room there; training goes on without"]
+    assert of_threads == ["'of another thread'"]
