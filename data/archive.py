@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import http.client
 import io
 import logging
 import lzma
@@ -12,12 +13,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlparse
 
-import torch
+from tqdm import tqdm
 
 from utils.dist import is_main
 from utils.errors import UserError, printable, shown
@@ -31,6 +33,10 @@ ALLOW = "--allow-download-scripts"
 MOST_RATIO = 100  # of what is unpacked to the archive; label files, which are text, come to 10
 ALWAYS = 100_000_000  # bytes that may be unpacked whatever the ratio
 BLOCK = 1 << 24  # bytes that are read at once at most: a header may claim any size
+MOST_MEMBERS = 10_000_000  # of an archive, among them empty files, which take no bytes that would count
+MOST_FOLDERS = 100_000
+MOST_PARTS = 50  # of a member's name: deeper folders are more than Python's own functions for folders follow
+PATIENCE = 60  # seconds in which a server must say something
 SHELLS = ("bash ", "sh ")  # what commands begin with; other text is Python, as in the files of YOLOv5
 
 
@@ -129,10 +135,35 @@ def _downloaded(archive: Archive, folder: Path, meant: Path) -> Path:
     file = folder / Path(urlparse(archive.address).path).name
     log.info("downloading %s to %s", archive.address, meant.parent)
     try:
-        torch.hub.download_url_to_file(archive.address, str(file), progress=is_main())
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        raise UserError(f"{archive.address}: cannot be downloaded ({error}); unpack it by hand into {meant}") from error
+        _download(archive.address, file)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        why = shown(" ".join(str(error).split()) or type(error).__name__, 200)  # the words may be the server's
+        raise UserError(f"{archive.address}: cannot be downloaded ({why}); unpack it by hand into {meant}") from error
     return file
+
+
+def _download(address: str, file: Path) -> None:
+    """Writes what a server sends: all that it has announced, and no more than can be unpacked beside it.
+
+    Raises:
+        OSError, ValueError, HTTPException: it cannot be had, or not as a whole.
+    """
+    room = shutil.disk_usage(file.parent).free // 2  # images do not get smaller in an archive
+    with urllib.request.urlopen(address, timeout=PATIENCE) as answer, file.open("wb") as written:
+        announced = int(answer.headers.get("Content-Length") or 0)
+        _check_room(announced, room)
+        with tqdm(total=announced or None, unit="B", unit_scale=True, disable=not is_main()) as bar:
+            while part := answer.read(1 << 16):
+                written.write(part)
+                bar.update(len(part))
+                _check_room(written.tell(), room)
+        if announced and written.tell() != announced:
+            raise OSError(f"it ended after {written.tell()} of {announced} bytes")
+
+
+def _check_room(size: int, room: int) -> None:
+    if size > room:
+        raise OSError(f"{size / 1e6:.0f} MB or more, and the disk has room to unpack {room / 1e6:.0f} MB")
 
 
 def unpack(file: Path, folder: Path) -> None:
@@ -156,10 +187,11 @@ def unpack(file: Path, folder: Path) -> None:
 
 
 def _unpack_zip(file: Path, folder: Path, limit: int) -> None:
+    members = _Members(file.name)
     with zipfile.ZipFile(file) as archive:
         _check_size(sum(member.file_size for member in archive.infolist()), limit, file)
-        for member in archive.namelist():
-            _check_member(member, file.name)
+        for member in archive.infolist():
+            members.check(member.filename, member.is_dir())
         archive.extractall(folder)
 
 
@@ -167,15 +199,20 @@ def _unpack_tar(file: Path, folder: Path, limit: int) -> None:
     """Member by member: what a compressed archive holds is known only when it has been read."""
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{file.name}: this Python is too old to unpack tar archives safely; update it")
-    total = 0
+    members = _Members(file.name)
+    total, last = 0, -1
     with _decompressed(file) as stream, tarfile.open(fileobj=_Bounded(stream, limit, file), mode="r:") as archive:
-        for member in archive:
+        while (member := archive.next()) is not None:
+            if member.size < 0 or member.offset <= last:  # `tarfile` would go back, and come here again without end
+                raise UserError(f"{file.name}: refused: its member {shown(member.name)} has no size that can be")
+            last = member.offset
             total += member.size
             _check_size(total, limit, file)
-            _check_member(member.name, file.name)
+            members.check(member.name, member.isdir())
             if not (member.isreg() or member.isdir()):
                 raise UserError(f"{file.name}: refused: its member {shown(member.name)} is a link or a device")
             archive.extract(member, folder, filter="data")
+            archive.members.clear()  # which it keeps to find what links are to
 
 
 def _decompressed(file: Path) -> BinaryIO:
@@ -201,6 +238,7 @@ class _Bounded(io.RawIOBase):
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        _check_size(offset, self._limit + ALWAYS, self._file)  # a decompressor reads all that lies between
         return self._stream.seek(offset, whence)
 
     def tell(self) -> int:
@@ -226,11 +264,37 @@ def _names_archive(address: str) -> bool:
         return False
 
 
-def _check_member(member: str, archive: str) -> None:
-    path = PurePosixPath(member.replace("\\", "/"))
-    drive = bool(path.parts) and path.parts[0].endswith(":")
-    if path.is_absolute() or ".." in path.parts or drive:
-        raise UserError(f"{archive}: refused: its member {shown(repr(member))} lies outside the archive")
+class _Members:
+    """The names of an archive's members, one after the other.
+
+    Args:
+        archive: its name, for errors.
+    """
+
+    def __init__(self, archive: str) -> None:
+        self._archive = archive
+        self._count = 0
+        self._folders: set[PurePosixPath] = set()
+
+    def check(self, name: str, is_folder: bool) -> None:
+        """Raises UserError of a place outside the archive, and of more or deeper folders than data sets have."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        drive = bool(path.parts) and path.parts[0].endswith(":")
+        if path.is_absolute() or ".." in path.parts or drive:
+            raise UserError(f"{self._archive}: refused: its member {shown(repr(name))} lies outside the archive")
+        if len(path.parts) > MOST_PARTS:
+            raise UserError(
+                f"{self._archive}: refused: its member {shown(repr(name))} lies {len(path.parts)} folders deep, "
+                f"expected at most {MOST_PARTS}"
+            )
+        self._count += 1
+        if (folder := path if is_folder else path.parent) not in self._folders:
+            self._folders.update((folder, *folder.parents))
+        if self._count > MOST_MEMBERS or len(self._folders) > MOST_FOLDERS:
+            raise UserError(
+                f"{self._archive}: refused: more than {MOST_MEMBERS} members or {MOST_FOLDERS} folders, as no data set "
+                "has; unpack it yourself if you trust it"
+            )
 
 
 def _destination(archive: Archive, unpacked: Path, datasets: Path, name: str) -> Path:

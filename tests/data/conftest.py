@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +25,29 @@ def write_image() -> Callable[..., Path]:
         return path
 
     return write
+
+
+LIMITED = """
+import resource, sys
+with open("/proc/self/statm") as file:
+    taken = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 1_000_000_000,) * 2)
+"""
+
+
+@pytest.fixture
+def limited(root: Path) -> Callable[..., str]:
+    """limited(imports, code): what this prints in a process of its own, which may take a gigabyte and a minute."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("limits of memory are those of Linux")
+
+    def run(imports: str, code: str) -> str:
+        words = [sys.executable, "-c", f"{imports}\n{LIMITED}\n{code}"]
+        done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

@@ -73,16 +73,76 @@ def test_bombs_are_refused_before_they_are_on_the_disk(tmp_path, monkeypatch, ki
     assert not list((tmp_path / "out").iterdir())
 
 
+def header(name: str, kind: bytes, size: int) -> bytes:
+    """Of a tar archive; `tarfile` itself writes no size that cannot be."""
+    made = bytearray(member(name, kind).tobuf(tarfile.GNU_FORMAT))
+    made[124:136] = (size % (1 << 96)).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    made[148:156] = b" " * 8
+    made[148:156] = f"{sum(made[:512]):06o}\0 ".encode()
+    return bytes(made)
+
+
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
 @pytest.mark.parametrize("size", [-512, 1 << 40])
 def test_headers_that_claim_any_size_are_refused(tmp_path, kind, size):
-    header = bytearray(member("a", kind).tobuf(tarfile.GNU_FORMAT))
-    header[124:136] = (size % (1 << 96)).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
-    header[148:156] = b" " * 8
-    header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
-    (tmp_path / "bad.tar").write_bytes(bytes(header) + bytes(2048))
+    (tmp_path / "bad.tar").write_bytes(header("a", kind, size) + bytes(2048))
     with pytest.raises(UserError, match=r"bad\.tar"):
         unpack(tmp_path / "bad.tar", tmp_path / "out")
+
+
+UNPACK = "from pathlib import Path; from data.archive import unpack; from utils.errors import UserError"
+
+
+def test_an_archive_that_leads_back_is_refused(tmp_path, limited):
+    """Of a member of negative size, `tarfile` takes the one that it has just read for the next, without end."""
+    first = header("a", tarfile.REGTYPE, 0)
+    for name, kind, size in (("same", tarfile.REGTYPE, -512), ("first", tarfile.REGTYPE, -1024),
+                             ("sparse", tarfile.GNUTYPE_SPARSE, -512), ("folder", tarfile.DIRTYPE, -512),
+                             ("pax", tarfile.XHDTYPE, -512), ("long", tarfile.GNUTYPE_LONGNAME, -512)):  # fmt: skip
+        (tmp_path / f"{name}.tar").write_bytes(first + header("b", kind, size) + bytes(20_000))
+    said = limited(UNPACK, f"""
+for file in Path({str(tmp_path)!r}).glob("*.tar"):
+    try:
+        unpack(file, file.with_suffix(""))
+    except UserError as error:
+        print(error)
+""")  # fmt: skip
+    assert sorted(line.partition(".tar: ")[0] for line in said.splitlines()) == [
+        "first", "folder", "long", "pax", "same", "sparse"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_folders_that_are_deeper_than_functions_for_folders_follow_are_refused(tmp_path, kind):
+    deep, fair = "a/" * 1000 + "b.txt", "a/" * 49 + "b.txt"
+    for name, path in ((deep, tmp_path / f"deep.{kind}"), (fair, tmp_path / f"fair.{kind}")):
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(name, "boo")
+        else:
+            write_tar(path, member(name))
+    unpack(tmp_path / f"fair.{kind}", tmp_path / "fair")
+    with pytest.raises(
+        UserError, match=rf"deep\.{kind}: refused: its member .* lies 1001 folders deep, expected at most"
+    ):
+        unpack(tmp_path / f"deep.{kind}", tmp_path / "deep")
+    assert (tmp_path / "fair" / fair).is_file() and not list((tmp_path / "deep").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize(("most", "folder"), [("MOST_MEMBERS", "a"), ("MOST_FOLDERS", "{}")])
+def test_members_and_folders_are_counted(tmp_path, monkeypatch, kind, most, folder):
+    """Empty ones take no room that would count."""
+    names = [f"{folder}/{{}}.txt".format(*[index] * 2) for index in range(8)]
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    write_tar(tmp_path / "many.tar", *map(member, names), content=b"")
+    monkeypatch.setattr(data.archive, most, 10)
+    unpack(tmp_path / f"many.{kind}", tmp_path / "few")
+    monkeypatch.setattr(data.archive, most, 7)
+    with pytest.raises(UserError, match=rf"many\.{kind}: refused: more than .*7 "):
+        unpack(tmp_path / f"many.{kind}", tmp_path / "out")
 
 
 BROKEN = (b"not an archive", b"", b"PK\x05\x06" + bytes(18), b"\x1f\x8b" + bytes(50), bytes(1024))

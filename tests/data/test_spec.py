@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
+import shutil
+import socketserver
 import tarfile
 import threading
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -264,6 +268,45 @@ def test_an_address_without_answer_says_where_to_put_the_data(away, server):
     )
     with pytest.raises(UserError, match=f"unpack it by hand into {away / 'datasets/mine'}"):
         read_data(file)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+RUDE = {
+    "no HTTP": (b"boo\r\n\r\n", "boo"),
+    "nothing": (b"", "closed connection without response"),
+    "half": (OK + b"Content-Length: 1000\r\n\r\n" + b"x" * 10, "it ended after 10 of 1000 bytes"),
+    "half of a part": (OK + b"Transfer-Encoding: chunked\r\n\r\nff\r\nboo", "IncompleteRead"),
+    "a length of words": (OK + b"Content-Length: many\r\n\r\n", "invalid literal"),
+    "more than there is room": (OK + b"Content-Length: 999000000\r\n\r\n", "999 MB or more, and the disk has room"),
+    "more than it said": (OK + b"\r\n" + b"x" * 3_000_000, "2 MB or more, and the disk has room to unpack 2 MB"),
+}
+
+
+@pytest.mark.parametrize("kind", RUDE)
+def test_a_server_that_is_rude_is_told_in_one_line(away, monkeypatch, kind):
+    sent, told = RUDE[kind]
+
+    class Rude(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            with contextlib.suppress(OSError):  # nobody listens any more
+                self.request.sendall(sent)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4_000_000))
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Rude) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"mine\.zip: cannot be downloaded \(.*; unpack it by hand") as error:
+            read_data(asking(away, f"http://127.0.0.1:{running.server_address[1]}/mine.zip"))
+        running.shutdown()
+    assert told in str(error.value) and "\n" not in str(error.value)
+    assert not list((away / "datasets").iterdir())
+
+
+@pytest.mark.parametrize("address", ["http://localhost:x/y.zip", "http:///y.zip", "http://127.0.0.1:99999/y.zip"])
+def test_an_address_that_is_none_is_told_in_one_line(away, address):
+    with pytest.raises(UserError, match=r"y\.zip: cannot be downloaded") as error:
+        read_data(asking(away, address))
+    assert "\n" not in str(error.value)
 
 
 def test_a_download_stays_among_the_data_sets(away, server):
