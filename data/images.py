@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from data import substitutes
+from data.substitutes import MOST_SIDE
 from utils.errors import shown
 from utils.opencv import AVAILABLE, MOST_PIXELS, cv2
 
@@ -28,6 +29,7 @@ SUFFIXES = frozenset({
     ".pic", ".png", ".pnm", ".ppm", ".ras", ".sr", ".tif", ".tiff", ".webp",
 })  # fmt: skip
 MOST_BYTES = 2_000_000_000  # of an image file
+TOO_LARGE = f"more than {MOST_PIXELS / 1e6:.0f} million pixels, or than {MOST_SIDE} in a row; cut it into tiles"
 JPEG = b"\xff\xd8"  # what its files begin with
 ORIENTATION = 0x0112  # EXIF tag
 ORIENTATIONS = range(1, 9)  # its values
@@ -46,23 +48,40 @@ def list_folder(folder: str | Path) -> list[str]:
         OSError: the folder cannot be read; one in it that cannot is a warning.
     """
 
-    def refused(error: OSError) -> None:
-        if str(error.filename) == str(folder):
-            raise error
-        log.warning("%s: cannot be read (%s); its images are left out", error.filename, error.strerror)
-
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, onerror=refused, followlinks=True):
-        status = os.stat(parent)  # noqa: PTH116 - as the rest of the loop
-        here = (status.st_dev, status.st_ino)
-        if here in seen and status.st_ino:  # a link that leads back; some network disks number no folder
-            folders.clear()
-            continue
-        seen.add(here)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in files if is_image(name)]  # noqa: PTH118 - a million times
+    waiting = [str(folder)]  # and no `os.walk`, which in Python 3.11 cannot go 1000 folders deep
+    while waiting:
+        parent = waiting.pop()
+        try:
+            status = os.stat(parent)  # noqa: PTH116 - as the rest of the loop
+            here = (status.st_dev, status.st_ino)
+            if here in seen and status.st_ino:  # a link that leads back; some network disks number no folder
+                continue
+            seen.add(here)
+            folders = []
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        folders.append(entry.path)
+                    elif is_image(entry.name):
+                        found.append(entry.path)
+        except OSError as error:
+            if parent == str(folder):
+                raise
+            log.warning("%s: cannot be read (%s); its images are left out", parent, error.strerror)
+        else:
+            waiting += reversed(folders)  # the first is looked at first, with all that is in it
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 def is_image(name: str) -> bool:
@@ -116,6 +135,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         _check_file(path)
         with Pillow.open(path, formats=substitutes.formats()) as image:
             width, height = image.size
+            if not substitutes.fits(width, height):
+                raise BadImage(TOO_LARGE)
             is_jpeg = image.format in ("JPEG", "MPO")
             orientation = image.getexif().get(ORIENTATION, 1) if is_jpeg else 1
             turned = orientation in TURNED
@@ -129,7 +150,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise BadImage("no such file") from None
     except Pillow.DecompressionBombError:
-        raise BadImage(f"more than {MOST_PIXELS / 1e6:.0f} million pixels; cut it into tiles") from None
+        raise BadImage(TOO_LARGE) from None
     except Pillow.UnidentifiedImageError:
         return _decoded_size(path)  # OpenCV may know better
     except Exception as error:  # Pillow's plugins raise whatever their format runs into

@@ -15,9 +15,11 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from data.picture import Image, Size
+from utils.opencv import MOST_PIXELS
 
 # what Pillow may read; of others it has readers that start programs (EPS: Ghostscript)
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "SUN")
+MOST_SIDE = 1_000_000  # pixels in a row or column; OpenCV reads no PNG of more
 
 
 @functools.cache
@@ -27,6 +29,11 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Pillow.OPEN)
 
 
+def fits(width: int, height: int) -> bool:
+    """Whether OpenCV reads an image of this size; Pillow's own limit is of pixels alone, and others may move it."""
+    return width * height <= MOST_PIXELS and max(width, height) <= MOST_SIDE
+
+
 def decode(path: str | Path, reduction: int = 1) -> NDArray | None:
     """(H, W) or (H, W, 3) BGR, EXIF orientation applied, 8 or 16 bits or floating point; None if Pillow cannot.
 
@@ -34,6 +41,8 @@ def decode(path: str | Path, reduction: int = 1) -> NDArray | None:
     """
     try:
         with Pillow.open(path, formats=formats()) as file:
+            if not fits(*file.size):
+                return None
             file.draft(None, (file.width // reduction, file.height // reduction))
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits, whatever the mode says

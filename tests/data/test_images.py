@@ -14,7 +14,10 @@ from PIL import Image
 import data.images
 from data import substitutes
 from data.images import BadImage, image_size, list_folder, read_image
+from data.label_cache import load, save
+from data.scan import scan
 from utils.files import ROOT
+from utils.opencv import MOST_PIXELS
 
 
 def test_grey_images_have_three_equal_channels(tmp_path):
@@ -118,12 +121,39 @@ def png_of(width, height, data=b""):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-@pytest.mark.parametrize("size", [(60000, 60000), (20000, 20000), (2**31 - 1, 2**31 - 1)])
-def test_bombs_are_told_by_their_header(tmp_path, size):
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])  # None: as other code may have set it
+@pytest.mark.parametrize(
+    "size", [(60000, 60000), (20000, 20000), (2**31 - 1, 2**31 - 1), (14000, 14000), (MOST_PIXELS + 1, 1),
+             (13378, 13378), (1 << 21, 4)]
+)  # fmt: skip
+def test_bombs_are_told_by_their_header(tmp_path, monkeypatch, size, limit):
+    decoded = []
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(substitutes.ImageOps, "exif_transpose", decoded.append)
     (tmp_path / "a.png").write_bytes(png_of(*size))
-    with pytest.raises(BadImage, match="more than 179 million pixels"):
+    with pytest.raises(BadImage, match="more than 179 million pixels, or than 1000000 in a row; cut it into tiles"):
         image_size(tmp_path / "a.png")
-    assert substitutes.decode(tmp_path / "a.png") is None
+    assert substitutes.decode(tmp_path / "a.png") is None and not decoded
+
+
+@pytest.mark.parametrize(("size", "fits"), [((10**6, 1), True), ((1, 10**6), True), ((10**6 + 1, 1), False)])
+def test_what_is_checked_can_be_read(tmp_path, size, fits):
+    """OpenCV has a limit for the sides, too."""
+    width, height = size
+    (tmp_path / "a.png").write_bytes(png_of(width, height, zlib.compress((b"\0" + bytes(3 * width)) * height)))
+    assert (read_image(tmp_path / "a.png") is not None) == fits
+    if fits:
+        assert image_size(tmp_path / "a.png") == (height, width)
+
+
+def test_a_large_image_is_left_out_and_the_cache_is_taken(tmp_path, monkeypatch, write_image):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    (tmp_path / "large.png").write_bytes(png_of(14000, 14000))
+    images = [str(tmp_path / "large.png"), str(write_image(tmp_path / "small.png"))]
+    found = scan(images, 1, "train")
+    assert found.kept.tolist() == [1] and "cut it into tiles" in str(found.problems[0])
+    save(tmp_path / "x.npz", images, "key", found)
+    assert load(tmp_path / "x.npz", images, "key", 1) is not None
 
 
 def test_opencv_decodes_no_bombs_either(tmp_path):
@@ -217,3 +247,36 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, write_image, mon
     closed.append(str(tmp_path))
     with pytest.raises(PermissionError):
         list_folder(tmp_path)
+
+
+def test_folders_are_followed_however_deep(tmp_path):
+    """`os.walk` of Python 3.11 calls itself for each, and `shutil.rmtree`, which is to remove them, does, too."""
+    depth, here = sys.getrecursionlimit() + 100, os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("a", dir_fd=here)
+        below = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("0.png", os.O_CREAT, dir_fd=here))
+    try:
+        (found,) = list_folder(tmp_path)
+        assert found == str(tmp_path) + "/a" * depth + "/0.png"
+    finally:
+        os.unlink("0.png", dir_fd=here)
+        for _ in range(depth):
+            above = os.open("..", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            os.rmdir("a", dir_fd=above)
+            here = above
+        os.close(here)
+
+
+def test_images_are_found_where_links_lead_each_once(tmp_path, write_image):
+    image = write_image(tmp_path / "other/0.png")
+    (tmp_path / "images/x.png").mkdir(parents=True)  # a folder, whatever its name
+    write_image(tmp_path / "images/x.png/1.png")
+    (tmp_path / "images/itself").symlink_to(tmp_path / "images/itself")
+    (tmp_path / "images/nothing.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "images/linked").symlink_to(image.parent)
+    found = [path.removeprefix(f"{tmp_path}/images/") for path in list_folder(tmp_path / "images")]
+    assert found == ["linked/0.png", "nothing.png", "x.png/1.png"]
