@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.callbacks import Callback, Outcome
+from engine.callbacks import Callback, EpochRecord
 from engine.options import DistillOptions, distill_options
 from utils.errors import UserError, exits_cleanly
 
@@ -95,15 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 class KeepTeachers(Callback):
     """Writes what teachers that learned have become: teacher.pt, teacher_t2.pt ... beside best.pt."""
 
-    def on_fit_end(self, trainer: Trainer, outcome: Outcome) -> None:
+    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
+        """Before last.pt is written as that of a run that is complete."""
         from distill.guides import OnlineTeacher
         from engine.checkpoint import save
 
+        if not record.final:
+            return
         for course in trainer.task.courses:
             guide, plan = course.guide, trainer.plan
             if isinstance(guide, OnlineTeacher):
                 model = guide.model if guide.average is None else guide.average.model
-                path = outcome.best.with_name(f"{course.own_term}.pt")
+                path = trainer.weights / f"{course.own_term}.pt"
                 save(path, model, options=plan.options or {}, hyp=plan.hyp or {}, metrics={}, half=True)
                 log.info("the teacher that learned along: %s", path)
 
@@ -159,6 +162,8 @@ def require_same_teachers(session: Session[DistillOptions]) -> None:
         try:
             found[f"teacher {number + 1}"] = now = digest(resolve_weights(weights))
         except UserError as error:
+            if not session.resuming:
+                raise
             raise UserError(f"{error}; if it has moved, say where: --t_weights") from error
         before = known.get(f"teacher {number + 1}", now)
         if before != now and "t_weights" not in options.explicit:
@@ -170,6 +175,9 @@ def require_same_teachers(session: Session[DistillOptions]) -> None:
             log.warning("teacher %s: another one than so far in this run", weights)
     if dist.is_main() and found != known:
         write_mapping(file, found)
+    if dist.is_main() and session.resuming and "t_weights" in options.explicit:
+        own = session.folder / "opt.yaml"
+        write_mapping(own, read_yaml(own) | {"t_weights": list(options.t_weights)})  # for the next time
 
 
 def frozen_teacher(session: Session[DistillOptions]) -> Callable[[Model], Teacher]:

@@ -52,7 +52,7 @@ class Lost:
         self.row.add(index)
         count, total = int(self.lost.sum()), len(self.paths)
         path = self.paths[index]
-        if len(self.row) >= min(IN_A_ROW, total) or count > max(IN_A_ROW, SHARE * total):
+        if len(self.row) >= min(IN_A_ROW, total) or count > max(min(IN_A_ROW, total // 2), SHARE * total):
             raise MachineFault(
                 f"{self.where}: {count} of {total} images cannot be read any more, the last {path} ({reason(path)}); "
                 f"is the disk of {Path(path).parent} still there?"

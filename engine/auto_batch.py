@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.8  # of the free memory; batches with many labels, validation, and whatever else runs there take the rest
+OF_FREE_MEMORY = (
+    0.8  # of the free memory; batches with many labels, validation, and whatever else runs there take the rest
+)
 MEASURED = {"cuda": 4, "cpu": 2}  # steps at least, of 2, 4, 8 ... images; a CPU takes seconds for one
 SEEN = 32e6  # bytes by which a process has grown when it has used up what it had to spare
 SMALLER = 0.8  # what is tried next where a step with the batch that was found does not fit after all
@@ -104,10 +106,10 @@ def settle_batch(session: Session[Any], task: nn.Module) -> int:
 def _largest(session: Session[Any], task: nn.Module, memory: Memory, unit: int, most: int) -> tuple[Line, int]:
     """What steps take, and how many images of this rank fit."""
     rehearsal, kind = Rehearsal(session, task), session.device.type
-    line = fitted(measured(rehearsal, memory, 2 * unit, most, MEASURED[kind]))
+    line = fitted(measured(rehearsal, memory, unit, most, MEASURED[kind]))
     if kind == "cpu":  # where batches wait that the loader has ready
         line = line._replace(image=line.image + (2 * session.options.workers + 1) * 3 * math.prod(rehearsal.size))
-    fits = line.images(SHARE * memory.free)
+    fits = line.images(OF_FREE_MEMORY * memory.free)
     while kind == "cuda" and min(fits, most) > 0 and not _fits(rehearsal, min(fits, most)):
         fits = int(SMALLER * min(fits, most))
     return line, fits
@@ -173,6 +175,8 @@ class Rehearsal:
         own = copy.deepcopy(task)
         own.train()
         self.stepper = Stepper(own, torch.optim.AdamW(parameter_groups(own, 0.0)), self.plan)
+        # gradients are stepped with as they come, and scaled ones overflow
+        self.stepper.scaler = torch.amp.GradScaler(self.plan.device.type, enabled=False)
 
     def __call__(self, images: int) -> None:
         """Steps with so many images, of this rank."""
@@ -218,15 +222,16 @@ def batch_like(labels: Labels, images: int, tiles: int, size: Size, shown: int, 
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def measured(step: Callable[[int], None], memory: Memory, first: int, most: int, count: int) -> list[tuple[int, float]]:
-    """(images, peak in bytes) of `first`, 2 `first` ... images, as long as they fit.
+def measured(step: Callable[[int], None], memory: Memory, unit: int, most: int, count: int) -> list[tuple[int, float]]:
+    """(images, peak in bytes) of twice `unit`, or of `unit`, and then ever twice as many, as long as they fit.
 
     So many steps at least, and as many as it takes until the last two have been seen to take memory: a process that has
     some to spare, left by what it did before, does not grow until that is used up.
     """
     found: list[tuple[int, float]] = []
-    images = min(first, most)
-    if not _fits(step, images):  # and what stays from then on, such as the optimizer's numbers, is there
+    # the first step of all leaves what stays from then on, such as the optimizer's numbers
+    images = next((images for images in (min(2 * unit, most), unit) if _fits(step, images)), 0)
+    if not images:
         return found
     while _fits(step, images, memory.forget):
         found.append((images, memory.peak()))

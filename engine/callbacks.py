@@ -27,6 +27,7 @@ class EpochRecord:
     seconds: float
     optimizer_steps: int
     skipped: int = 0  # batches that came to nothing, because a number was not finite
+    final: bool = False  # the run ends with it
 
     def row(self) -> dict[str, float]:
         """One flat row, as results.csv and TensorBoard have it."""

@@ -28,19 +28,11 @@ if TYPE_CHECKING:
     from engine.plan import Plan
 
 
-def save_epoch(
-    folder: Path, average: Model, record: EpochRecord, plan: Plan, training: Mapping[str, Any] | None
-) -> None:
-    """last.pt; best.pt where this epoch is the best; every `save_period` epochs one more, that stays.
-
-    Args:
-        training: what resume needs; None at the end of a run, where last.pt too becomes the float16 average alone.
-    """
-    metrics = {key: value for key, value in record.row().items() if key.startswith("metrics/")}
-    common: dict[str, Any] = {"options": plan.options or {}, "hyp": plan.hyp or {}, "metrics": metrics}
+def save_epoch(folder: Path, average: Model, record: EpochRecord, plan: Plan) -> None:
+    """best.pt where this epoch is the best; every `save_period` epochs a file that stays."""
+    common = _common(plan, record)
     if record.best or not plan.save or not (folder / "best.pt").exists():  # one of an earlier run may lie there
         save(folder / "best.pt", average, half=True, **common)
-    save(folder / "last.pt", average, half=training is None, training=training, **common)
     if plan.save_period > 0 and (record.epoch + 1) % plan.save_period == 0:
         save(folder / f"epoch{record.epoch}.pt", average, half=True, **common)
 
@@ -51,10 +43,22 @@ def remove_unfinished(folder: Path) -> None:
         remove_leftovers(folder / name)
 
 
-def save_last(folder: Path, average: Model, plan: Plan, training: Mapping[str, Any]) -> None:
-    """last.pt alone, amidst an epoch."""
-    common: dict[str, Any] = {"options": plan.options or {}, "hyp": plan.hyp or {}, "metrics": {}}
-    save(folder / "last.pt", average, half=False, training=training, **common)
+def save_last(
+    folder: Path, average: Model, plan: Plan, training: Mapping[str, Any] | None, record: EpochRecord | None = None
+) -> None:
+    """last.pt.
+
+    Args:
+        training: what resume needs; None at the end of a run, where this file too becomes the float16 average alone.
+        record: of the epoch; None amidst one.
+    """
+    save(folder / "last.pt", average, half=training is None, training=training, **_common(plan, record))
+
+
+def _common(plan: Plan, record: EpochRecord | None) -> dict[str, Any]:
+    row = {} if record is None else record.row()
+    metrics = {key: value for key, value in row.items() if key.startswith("metrics/")}
+    return {"options": plan.options or {}, "hyp": plan.hyp or {}, "metrics": metrics}
 
 
 def save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
     from utils.types import Batch, Progress
 
-SHARE = 0.9  # of a GPU's memory, when the batch that fits is estimated
+OF_A_GPU = 0.9  # of a GPU's memory, when the batch that fits is estimated
 AT_MOST = 0.75  # of the batch that did not fit, whatever is estimated
 
 
@@ -39,8 +40,13 @@ def machine_faults(session: Session[Any]) -> Iterator[None]:
 
 
 def resume_command(folder: Path) -> str:
-    """What goes on with a run."""
-    return f"python {Path(sys.argv[0]).name} --resume {shlex.quote(str(folder))}"
+    """What goes on with a run, started as this one was."""
+    own = f"{shlex.quote(sys.argv[0])} --resume {shlex.quote(str(folder))}"
+    if not dist.is_distributed():
+        return f"python {own}"
+    here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
+    flags = f"--nproc_per_node {here}"
+    return f"torchrun {flags} {own}" if machines == "1" else f"torchrun {flags} (and the other flags as before) {own}"
 
 
 class Peaks(Callback):
@@ -72,7 +78,7 @@ def share_that_fits(peaks: Peaks, limit: float) -> float:
     """
     if peaks.most <= peaks.least or limit <= 0:
         return 0.5
-    return max(0.0, (SHARE * limit - peaks.least) / (peaks.most - peaks.least))
+    return max(0.0, (OF_A_GPU * limit - peaks.least) / (peaks.most - peaks.least))
 
 
 def _less_memory(fault: Fault, session: Session[Any]) -> str:
@@ -96,8 +102,9 @@ def _less_memory(fault: Fault, session: Session[Any]) -> str:
 
 
 def _what_is_left(fault: Fault, session: Session[Any]) -> str:
-    last = session.folder / "weights" / "last.pt"
-    if not last.exists():
+    written = list(session.folder.glob("**/weights/last.pt"))  # the baseline's, too
+    if not written:
         return ""
+    last = max(written, key=lambda path: path.stat().st_mtime)
     anew = f"start anew from it (--weights {last}), or go on as before" if fault.memory else "to go on"
     return f"; the last checkpoint is whole; {anew}: {resume_command(session.folder)}"

@@ -57,6 +57,7 @@ _RESUME_TAKES = frozenset(
         "cache",
         "augment_on",
         "compile",
+        "amp",
         "verbose",
         "noplots",
         "save_interval",

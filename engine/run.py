@@ -35,7 +35,7 @@ from engine.options import Options, ValOptions, options_from_file, resumed
 from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
 from engine.recipe import recipe, whole_run
-from engine.runs import environment, find_run, run_of_this_launch
+from engine.runs import environment, find_run, forget_earlier_run, run_of_this_launch
 from engine.start import architecture, family_of, refuse_anchors, starting_point
 from engine.trainer import Trainer
 from losses.build import build_criterion
@@ -120,9 +120,15 @@ class Session(Generic[OptionsT]):
         # -1 is settled when it is known what the steps are; whatever stands here until then takes no memory
         batch_size = options.batch_size if options.batch_size > 0 else type(options).batch_size * world
         if batch_size % world:
-            raise UserError(
-                f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
-            )
+            equal = batch_size // world * world
+            if not (self.resuming and equal):
+                raise UserError(
+                    f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
+                )
+            if dist.is_main():  # machines have come or gone, and nobody is there to be asked
+                log.warning("--batch-size %d cannot be shared by %d ranks: %d from here on", batch_size, world, equal)
+            batch_size = equal
+            self.options = replace(options, batch_size=equal)
         common: dict[str, Any] = {
             "image_size": self.image_size,
             "stride": stride,
@@ -235,6 +241,8 @@ class Session(Generic[OptionsT]):
             trainer.resume(saved.state, saved.training)
             log.info("resuming %s at epoch %d of %d", last, trainer.start_epoch + 1, options.epochs)
         log.info("results go to %s", folder)
+        if dist.is_main() and not (self.begun or self.resuming):
+            forget_earlier_run(self.folder)
         self.begun = True
         with settled():  # reading many images and labels has taken more than training will
             return trainer.fit()
@@ -306,7 +314,7 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
     with dist.group(device):
         precision = choose_precision(device, options.amp)
         log.info("%s", describe(device, precision))
-        if resumed_folder is None and (begun := dist.from_main(run_of_this_launch(options.project))):
+        if resumed_folder is None and (begun := dist.by_main(lambda: run_of_this_launch(options.project))):
             log.info("started anew: going on with %s", begun)
             resumed_folder = Path(str(begun))
             options = options_from_file(resumed_folder, type(options))

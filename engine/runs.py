@@ -16,6 +16,9 @@ from utils.errors import UserError
 from utils.files import ROOT
 from utils.yaml_file import read_yaml
 
+SCORES = "metrics.json"
+OF_A_RUN = ("weights/last.pt", "baseline/weights/last.pt", SCORES)  # by which it is known how far a run has come
+
 
 def find_run(resume: str, project: str) -> Path:
     """The run folder that --resume means: of the newest last.pt under the project, or of a path in or to it."""
@@ -43,10 +46,29 @@ def run_of_this_launch(project: str) -> Path | None:
     own = {"launch": launch, "command": shlex.join(sys.argv)}
     files = Path(project).glob("**/environment.yaml") if launch else ()
     for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        found = read_yaml(file)
+        try:
+            found = read_yaml(file)
+        except UserError:  # of another run
+            continue
         if all(found.get(key) == value for key, value in own.items()):
-            return None if (file.parent / "metrics.json").exists() else file.parent
+            return file.parent if _goes_on(file.parent, file.stat().st_mtime) else None
     return None
+
+
+def _goes_on(folder: Path, begun: float) -> bool:
+    """Whether a run that began then, seconds since 1970, can be continued: with --exist-ok files of an earlier one may
+    lie there."""
+    written = {name: [file.stat().st_mtime for file in folder.glob(name)] for name in OF_A_RUN}
+    checkpoints = [when for name, times in written.items() for when in times if name.endswith(".pt")]
+    ended = any(when >= begun for when in written[SCORES])
+    return not ended and (not checkpoints or max(checkpoints) >= begun)
+
+
+def forget_earlier_run(folder: Path) -> None:
+    """Removes what would say of a new run in this folder (--exist-ok) that it was begun before, or has ended."""
+    for name in OF_A_RUN:
+        for file in folder.glob(name):
+            file.unlink()
 
 
 def launch_id() -> str:

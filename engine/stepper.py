@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from utils.types import Batch, Progress
 log = logging.getLogger(__name__)
 
 FAILURES = 20  # steps in a row that come to nothing; fp16 needs some at the start, until its scale is found
+FAILING = 5  # so many, and what comes of it is nothing to go back to
 
 
 class NotFinite(Exception):
@@ -38,7 +39,8 @@ class Asked(NamedTuple):
     save: bool = False
 
 
-NOTHING = Asked()
+def nothing() -> Asked:
+    return Asked()
 
 
 class Step(NamedTuple):
@@ -85,11 +87,16 @@ class Stepper:
         self._buffers = list(self.task.buffers())
         self._sound = [buffer.clone() for buffer in self._buffers]
 
-    def __call__(self, batch: Batch, progress: Progress, asked: Asked) -> Step:
+    @property
+    def failing(self) -> bool:
+        """Whether a checkpoint of now would be in the place of one to go back to."""
+        return self.failed >= FAILING
+
+    def __call__(self, batch: Batch, progress: Progress, wishes: Callable[[], Asked] = nothing) -> Step:
         """One batch, and where it is due a step of the optimizer.
 
         Args:
-            asked: what this rank wants.
+            wishes: says what this rank wants; asked as late as ranks can still agree on it.
 
         Raises:
             NotFinite: as often as `FAILURES` in a row.
@@ -99,7 +106,7 @@ class Stepper:
         last = progress.step + 1 == progress.steps_per_epoch
         due = last or self._waiting >= self.plan.timetable.accumulate(progress)
         terms = self.forward_backward(batch, progress, due)
-        return self.finish(terms, progress, due, asked)
+        return self.finish(terms, progress, due, wishes)
 
     def forward_backward(self, batch: Batch, progress: Progress, due: bool) -> dict[str, Tensor]:
         """The terms of a batch; their gradient is added to what waits."""
@@ -121,10 +128,12 @@ class Stepper:
             self.scaler.scale(loss).backward()
         return terms
 
-    def finish(self, terms: Mapping[str, Tensor], progress: Progress, due: bool, asked: Asked = NOTHING) -> Step:
+    def finish(
+        self, terms: Mapping[str, Tensor], progress: Progress, due: bool, wishes: Callable[[], Asked] = nothing
+    ) -> Step:
         """Clips and, if all is finite, steps where that is due."""
         norms = self._clip() if due else []
-        values, finite, asked = self._agreed(terms, norms, asked)
+        values, finite, asked = self._agreed(terms, norms, wishes)
         skipped = not finite
         if skipped:
             self._skip(values, progress, due)
@@ -135,25 +144,28 @@ class Stepper:
     def _clip(self) -> list[Tensor]:
         """Clips all gradients, and gives their norms before."""
         self.scaler.unscale_(self.optimizer)
-        return [torch.nn.utils.clip_grad_norm_(learners, self.plan.clip_gradient) for learners in self.learners]
+        # of a teacher that rests there is none; torch's norm of nothing would not be on the device either
+        groups = ([one for one in learners if one.grad is not None] for learners in self.learners)
+        return [torch.nn.utils.clip_grad_norm_(group, self.plan.clip_gradient) for group in groups if group]
 
     def _agreed(
-        self, terms: Mapping[str, Tensor], norms: Sequence[Tensor], asked: Asked
+        self, terms: Mapping[str, Tensor], norms: Sequence[Tensor], wishes: Callable[[], Asked]
     ) -> tuple[dict[str, float], bool, Asked]:
         """Means over ranks, whether all is finite everywhere, and what anyone asks for: the one host sync of a step."""
         found = torch.stack([*terms.values(), *norms]).detach().float()
         if dist.is_distributed():
-            wishes = [torch.full((), float(wish), device=found.device) for wish in asked]
-            found = dist.mean(torch.cat((found, torch.stack(wishes))))  # of ranks, one that is not finite makes all so
-        numbers = found.tolist()
-        if dist.is_distributed():
-            asked = Asked(*(number > 0 for number in numbers[-len(asked) :]))
-            numbers = numbers[: -len(asked)]
+            own = [torch.full((), float(wish), device=found.device) for wish in wishes()]
+            found = dist.mean(torch.cat((found, torch.stack(own))))  # of ranks, one that is not finite makes all so
+            numbers = found.tolist()
+            asked = Asked(*(number > 0 for number in numbers[-len(own) :]))
+            numbers = numbers[: -len(own)]
+        else:
+            numbers, asked = found.tolist(), wishes()
         values = dict(zip(terms, numbers, strict=False))  # behind the terms come the norms
         return values, all(map(math.isfinite, numbers)), asked
 
     def _move(self) -> None:
-        self.scaler.step(self.optimizer)
+        self.optimizer.step()  # not by the scaler, which would ask the device once more whether all is finite
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.count += 1
@@ -165,14 +177,16 @@ class Stepper:
 
     def _skip(self, values: Mapping[str, float], progress: Progress, due: bool) -> None:
         if due and self.scaler.is_enabled():
-            # by hand: `step` would be made where the loss is not finite and its gradient is
-            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+            # by hand: a loss may be too large whose gradient is finite
+            state = self.scaler.state_dict()
+            self.scaler.update(state["scale"] * state["backoff_factor"])
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
         self.optimizer.zero_grad(set_to_none=True)
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._sound)
         self._waiting = 0
         self.failed += 1
-        if self.failed == 1:
+        if self.failed == 1 and dist.is_main():
             log.warning("epoch %d, step %d is skipped: %s", progress.epoch + 1, progress.step + 1, culprits(values))
         if self.failed == FAILURES:
             self.failed = 0
@@ -199,14 +213,15 @@ class Stepper:
         self.optimizer.load_state_dict(state["optimizer"])
         lay_out_alike(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # that of another device may have had none
+            self.scaler.load_state_dict(state["scaler"])
         self.count = state["optimizer_steps"]
         self.rate_factor = state.get("rate_factor", 1.0)
 
     def own_state(self) -> dict[str, Any]:
         """What differs between ranks within an epoch: batch statistics, and chance."""
         state: dict[str, Any] = {
-            "buffers": {name: buffer.cpu().clone() for name, buffer in self.task.named_buffers()},
+            "buffers": {kind: torch.cat([one.flatten() for one in own]).cpu() for kind, own in self._by_kind().items()},
             "chance": torch.get_rng_state(),
         }
         if self.plan.device.type == "cuda":
@@ -215,12 +230,21 @@ class Stepper:
 
     def take_own_state(self, state: Mapping[str, Any]) -> None:
         """The inverse; behind `begin`, whose wrapping makes all ranks alike."""
-        for name, buffer in self.task.named_buffers():
-            buffer.copy_(state["buffers"][name])
+        for kind, own in self._by_kind().items():
+            parts = state["buffers"][kind].split([buffer.numel() for buffer in own])
+            for buffer, part in zip(own, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
         self._sound = [buffer.clone() for buffer in self._buffers]
         torch.set_rng_state(state["chance"])
         if "device_chance" in state and self.plan.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_chance"], self.plan.device)
+
+    def _by_kind(self) -> dict[str, list[Tensor]]:
+        """The task's buffers by number format: one tensor each in a checkpoint, of however many ranks."""
+        kinds: dict[str, list[Tensor]] = {}
+        for buffer in self.task.buffers():
+            kinds.setdefault(str(buffer.dtype), []).append(buffer)
+        return kinds
 
 
 def culprits(values: Mapping[str, float]) -> str:

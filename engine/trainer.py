@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,9 @@ class Trainer:
                     continue
                 epoch = record.epoch
                 stopped = self._patience_is_over(record)
+                record = replace(record, final=stopped or epoch + 1 == self.plan.epochs)
                 self._tell("on_epoch_end", record)  # first: an epoch that is not saved is told again
-                self._save(record, final=stopped or epoch + 1 == self.plan.epochs)
+                self._save(record)
             outcome = Outcome(
                 folder=self.plan.folder,
                 best=self.weights / "best.pt",
@@ -156,7 +157,7 @@ class Trainer:
         try:
             with self._interruption.at_once():
                 report, score = self._validate(epoch)
-        except Interrupted:  # validation is done anew; nothing of it is in the state
+        except BaseException:  # validation is done anew; nothing of it is in the state
             self._save_midway(epoch)
             raise
         best = score is not None and score > self.best.fitness
@@ -192,7 +193,7 @@ class Trainer:
         with self._bar(epoch, steps) as bar:
             for batch in bar:
                 progress = Progress(epoch, self.passed.step, self.plan.epochs, steps)
-                step = self.stepper(batch, progress, self._wishes())
+                step = self.stepper(batch, progress, self._wishes)
                 self.passed.add(step.terms, step.skipped)
                 if not bar.disable:
                     bar.set_postfix_str(shown(self.passed.means), False)
@@ -252,15 +253,17 @@ class Trainer:
         log.info("stopping early: no better fitness in the last %d epochs; best was epoch %d", waited, best)
         return True
 
-    def _save(self, record: EpochRecord, final: bool) -> None:
+    def _save(self, record: EpochRecord) -> None:
         """Rank 0 writes the epoch's files; nothing but the final ones with --nosave.
 
-        Nor while steps come to nothing: the checkpoint from before is the one to go back to.
+        While steps come to nothing last.pt stays: it is the one to go back to.
         """
-        if dist.is_main() and (final or (self.plan.save and not self.stepper.failed)):
-            training = None if final else self.training_state(record.epoch + 1)
-            checkpoint.save_epoch(self.weights, self.ema.model, record, self.plan, training)
-        self._saved = time.monotonic()
+        if dist.is_main() and (record.final or self.plan.save):
+            checkpoint.save_epoch(self.weights, self.ema.model, record, self.plan)
+            if record.final or not self.stepper.failing:
+                training = None if record.final else self.training_state(record.epoch + 1)
+                checkpoint.save_last(self.weights, self.ema.model, self.plan, training, record)
+                self._saved = time.monotonic()
 
     def _save_midway(self, epoch: int, gathered: bool = False) -> None:
         """Rank 0 writes last.pt alone, from where this epoch goes on.
@@ -270,9 +273,9 @@ class Trainer:
                 behind us, or none is left.
         """
         ranks = dist.to_main(self.stepper.own_state()) if gathered else None
-        if dist.is_main() and not self.stepper.failed:
+        if dist.is_main() and not self.stepper.failing:
             checkpoint.save_last(self.weights, self.ema.model, self.plan, self.training_state(epoch, ranks))
-        self._saved = time.monotonic()
+            self._saved = time.monotonic()
 
     def training_state(self, epoch: int, ranks: Sequence[Any] | None = None) -> dict[str, Any]:
         """Everything that resume needs beside the average; plain data.
@@ -306,7 +309,9 @@ class Trainer:
         if ranks is not None and len(ranks) == dist.world_size():
             self._own_state = ranks[dist.rank()]
         elif ranks is not None:
-            log.warning(
+            level = logging.WARNING if dist.is_main() else logging.DEBUG
+            log.log(
+                level,
                 "this epoch was begun by %d processes and goes on with %d: not to the last bit as with as many",
                 *(len(ranks), dist.world_size()),
             )

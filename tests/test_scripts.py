@@ -524,6 +524,19 @@ def test_distillation_goes_on_from_its_baseline_and_from_its_student(
     assert roles(folder).keys() == {"student", "teacher", "baseline"}
 
 
+def test_what_an_earlier_run_has_left_says_nothing_of_one_in_its_place(
+    tmp_path: Path, data: Path, pull_plug: Callable
+) -> None:
+    old = tmp_path / "exp" / "baseline" / "weights" / "last.pt"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    write(tmp_path / "exp" / "metrics.json", "[]")
+    pull_plug(0)
+    assert resume("train", tmp_path, *SCRATCH, "--data", data, *SHORT, "--exist-ok") == 130
+    assert not old.exists()
+    assert not (tmp_path / "exp" / "metrics.json").exists()
+
+
 def test_a_complete_run_is_not_trained_again(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (trained / "weights" / "best.pt").read_bytes()
     run("train", trained.parent, "--resume", trained / "weights" / "last.pt", "--noplots")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from distill.guides import OnlineTeacher
+from engine.callbacks import EpochRecord
 from engine.options import DistillOptions
 from models.families import read_spec
+from models.weights import read_checkpoint
 from models.yolo import Model
-from train_distill import settle_anchors, takes_anchors, validate_teacher
+from train_distill import KeepTeachers, require_same_teachers, settle_anchors, takes_anchors, validate_teacher
+from utils.config import write_mapping
+from utils.errors import UserError
 from utils.hyp import Hyp, TeacherRole
+from utils.yaml_file import read_yaml
 
 ROWS = [[12.0, 14, 18, 32, 35, 25], [32, 63, 64, 47, 61, 121], [118, 92, 158, 200, 375, 328]]
 
@@ -98,6 +106,82 @@ def test_a_teacher_with_anchors_that_learns_beside_a_student_without_has_its_own
     free, other = (Model(read_spec(str(anchor_free_cfg())), 2) for _ in range(2))
     settle_anchors(run, free, [teacher, other], use_outputs=True)
     assert checked == [free, teacher]
+
+
+# -- a run that goes on -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def going_on(tmp_path: Path) -> Callable[..., Any]:
+    """A run in `tmp_path` whose teacher is t.pt there: as it begins, or as it goes on."""
+    (tmp_path / "t.pt").write_bytes(b"weights")
+    write_mapping(tmp_path / "opt.yaml", {"t_weights": [str(tmp_path / "t.pt")], "epochs": 3})
+
+    def make(resuming: bool = True, named: Path | None = None) -> Any:
+        own = options_of(tmp_path, named)
+        return SimpleNamespace(folder=tmp_path, options=own, resuming=resuming)
+
+    require_same_teachers(make(resuming=False))
+    return make
+
+
+def options_of(folder: Path, named: Path | None) -> DistillOptions:
+    weights = str(named) if named else read_yaml(folder / "opt.yaml")["t_weights"][0]
+    explicit = frozenset({"t_weights"} if named else ())
+    return replace(DistillOptions(), t_weights=(weights,), explicit=explicit)
+
+
+def test_what_the_teachers_files_hold_is_written_down(going_on: Callable[..., Any], tmp_path: Path) -> None:
+    assert read_yaml(tmp_path / "teachers.yaml") == {"teacher 1": hashlib.sha256(b"weights").hexdigest()}
+    require_same_teachers(going_on())
+
+
+def test_a_teacher_that_has_changed_stops_the_run(going_on: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "t.pt").write_bytes(b"others")
+    with pytest.raises(UserError, match=r"teacher .*t\.pt: not what it was .* or say by --t_weights"):
+        require_same_teachers(going_on())
+    assert read_yaml(tmp_path / "teachers.yaml") == {"teacher 1": hashlib.sha256(b"weights").hexdigest()}
+
+
+def test_a_teacher_that_is_gone_stops_the_run_and_how_to_name_it_is_said(
+    going_on: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "t.pt").unlink()
+    with pytest.raises(UserError, match=r"t\.pt.*if it has moved, say where: --t_weights"):
+        require_same_teachers(going_on())
+    with pytest.raises(UserError) as first:
+        require_same_teachers(going_on(resuming=False))
+    assert "moved" not in str(first.value)
+
+
+def test_another_teacher_that_is_named_is_the_runs_from_then_on(
+    going_on: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "new.pt").write_bytes(b"others")
+    require_same_teachers(going_on(named=tmp_path / "new.pt"))
+    assert "another one than so far in this run" in caplog.text
+    assert read_yaml(tmp_path / "opt.yaml") == {"t_weights": [str(tmp_path / "new.pt")], "epochs": 3}
+    caplog.clear()
+    require_same_teachers(going_on())
+    assert caplog.text == ""
+
+
+def test_a_teacher_that_learned_is_written_with_the_last_epoch(tmp_path: Path, teacher: Model) -> None:
+    guide = OnlineTeacher.__new__(OnlineTeacher)
+    torch.nn.Module.__init__(guide)
+    guide.model, guide.average = teacher, None
+    run: Any = SimpleNamespace(
+        task=SimpleNamespace(courses=[SimpleNamespace(guide=guide, own_term="teacher")]),
+        plan=SimpleNamespace(options={}, hyp={}),
+        weights=tmp_path,
+    )
+    keep = KeepTeachers()
+    record = EpochRecord(0, 2, {}, None, {}, None, False, 1.0, 1)
+    keep.on_epoch_end(run, record)
+    assert not (tmp_path / "teacher.pt").exists()
+    keep.on_epoch_end(run, replace(record, final=True))
+    written = read_checkpoint(tmp_path / "teacher.pt").state
+    assert all(torch.equal(written[key], value.half()) for key, value in teacher.state_dict().items() if "bn.w" in key)
 
 
 def test_a_teacher_that_finds_nothing_is_seen_at_once(teacher: Model, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from functools import wraps
 from utils.interruption import Interrupted, terminated_as_interrupted
 
 # seconds after which a rank tells its own error, and one that follows from another rank's: see `_await_turn`
-OWN, ECHO = 2.0, 5.0
+FIRST_HAND, FOLLOWING = 2.0, 5.0
 LEAVING = 20  # seconds in which a process must end then: what is left of a broken group may wait for the others
 
 
@@ -104,7 +104,7 @@ def _await_turn(error: Exception) -> str:
     rank = int(os.environ.get("RANK", "0"))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    patience = ECHO if isinstance(error, PeerLost) else OWN if rank else 0.0
+    patience = FOLLOWING if isinstance(error, PeerLost) else FIRST_HAND if rank else 0.0
     if patience:
         time.sleep(patience + 0.3 * int(os.environ.get("LOCAL_RANK", "0")))  # one after the other
     if hasattr(signal, "alarm"):

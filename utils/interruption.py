@@ -12,7 +12,9 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = 1.0  # seconds within which a second signal is taken for the first: launchers pass on what a terminal sends too
+REPEATED = (
+    1.0  # seconds within which a second signal is taken for the first: launchers pass on what a terminal sends too
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -81,7 +83,7 @@ class Interruption:
         first, self.number = not self.number, self.number or number
         if first:
             self._since = time.monotonic()
-        if not self._waits or not (first or time.monotonic() - self._since < ECHO):
+        if not self._waits or not (first or time.monotonic() - self._since < REPEATED):
             raise Interrupted(number)
         if first and os.environ.get("RANK", "0") == "0":
             # not by a logger or print: these may be in the middle of a line, and do not bear being entered again

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-STATUS, MACHINE, GROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+STATUS, MACHINE = Path("/proc/self/status"), Path("/proc/meminfo")
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# of both versions of control groups: what may be used, what is, and of that what is given back when it is wanted
+FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def resident(peak: bool = False) -> int | None:
@@ -28,12 +35,31 @@ def forget_peak() -> None:
 
 
 def free_memory() -> float | None:
-    """Bytes that can still be taken, within the limits of a container; None where the system does not say."""
-    limits = []
-    try:
+    """Bytes that can still be taken, within the limits of a container or of a scheduler's job; None where the system
+    does not say."""
+    limits = [left for folder in _groups() if (left := _left(folder)) is not None]
+    with contextlib.suppress(OSError, KeyError, ValueError):  # another system
         lines = dict(line.split(":", 1) for line in MACHINE.read_text().splitlines())
         limits.append(float(lines["MemAvailable"].split()[0]) * 1024)
-        limits.append(float((GROUP / "memory.max").read_text()) - float((GROUP / "memory.current").read_text()))
-    except (OSError, KeyError, ValueError):  # another system, another version of cgroups, or "max"
-        pass
     return min(limits) if limits else None
+
+
+def _groups() -> Iterator[Path]:
+    """The control groups that this process is in, whose limits all hold; in a container its own is the first."""
+    roots = {"": GROUPS, "memory": GROUPS / "memory"}  # of version 2, and of version 1
+    yield from roots.values()
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for name in {"", "memory"} & set(controllers.split(",")):
+                own = Path(path.lstrip("/"))
+                yield from (roots[name] / one for one in (own, *own.parents))
+
+
+def _left(folder: Path) -> float | None:
+    """Bytes that a control group may still take; None where it has no limit."""
+    for limit, used, cache in FILES:
+        with contextlib.suppress(OSError, KeyError, ValueError):  # not there, or "max"
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return float((folder / limit).read_text()) - float((folder / used).read_text()) + float(counts[cache])
+    return None

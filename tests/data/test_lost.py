@@ -40,7 +40,7 @@ def test_one_that_is_missed_again_is_counted_once_and_one_that_is_back_no_more(c
     assert not images.lost.any()
 
 
-@pytest.mark.parametrize("count", [6, 1000])
+@pytest.mark.parametrize("count", [1, 1000])
 def test_many_in_a_row_end_the_run(count):
     images = lost(count)
     few = min(IN_A_ROW, count) - 1
@@ -57,6 +57,16 @@ def test_more_than_a_share_ends_the_run():
             images.missed(index)
             images.found(999)
     assert images.lost.sum() == 101
+
+
+@pytest.mark.parametrize(("count", "most"), [(6, 3), (40, 20), (64, 32), (200, 32)])
+def test_of_a_small_set_half_may_be_missed(count, most):
+    images = lost(count)
+    for index in range(most):
+        images.missed(index)
+        images.found(count - 1)
+    with pytest.raises(MachineFault, match=f"train: {most + 1} of {count} images"):
+        images.missed(most)
 
 
 def test_processes_count_together():

@@ -92,14 +92,14 @@ def test_what_a_line_says_fits_does_and_one_more_does_not() -> None:
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_line_is_that_of_the_steps(count: int) -> None:
     machine = Machine(80 * GB, 2 * GB, 0.3 * GB)
-    found = measured(machine.step, machine, 2, 64, count)
+    found = measured(machine.step, machine, 1, 64, count)
     assert [images for images, _ in found] == [2, 4, 8, 16][:count]
     assert fitted(found) == pytest.approx((2 * GB, 0.3 * GB))
 
 
 def test_memory_that_the_process_has_to_spare_hides_nothing() -> None:
     machine = Machine(80 * GB, 0.1 * GB, 0.3 * GB, spare=2.5 * GB)
-    found = measured(machine.step, machine, 2, 64, 2)
+    found = measured(machine.step, machine, 1, 64, 2)
     assert [images for images, _ in found] == [2, 4, 8, 16, 32]
     line = fitted(found)
     assert line.image == pytest.approx(0.3 * GB)
@@ -108,18 +108,26 @@ def test_memory_that_the_process_has_to_spare_hides_nothing() -> None:
 
 def test_where_nothing_is_ever_seen_the_largest_batch_was_tried() -> None:
     machine = Machine(80 * GB, 0.0, SEEN / 100)
-    found = measured(machine.step, machine, 2, 48, 2)
+    found = measured(machine.step, machine, 1, 48, 2)
     assert machine.made == [2, 2, 4, 8, 16, 32, 48]
     assert fitted(found).images(80 * GB) >= 48
 
 
 def test_steps_that_do_not_fit_end_the_search_and_are_never_taken() -> None:
     machine = Machine(4 * GB, 1 * GB, 0.5 * GB)
-    found = measured(machine.step, machine, 2, 64, 4)
+    found = measured(machine.step, machine, 1, 64, 4)
     assert machine.made == [2, 2, 4, 8]
     assert fitted(found).images(0.8 * machine.free) == 4
     assert fitted(found[:1]).images(0.8 * machine.free) == 3  # too few rather than too many
     assert fitted([]).images(machine.free) == 0
+
+
+def test_where_two_images_do_not_fit_one_may() -> None:
+    machine = Machine(2 * GB, 0.5 * GB, 1 * GB)
+    found = measured(machine.step, machine, 1, 64, 4)
+    assert machine.made == [2, 1, 1, 2]
+    assert found == [(1, pytest.approx(1.5 * GB))]
+    assert fitted(found).images(0.8 * machine.free) == 1
 
 
 def test_a_mistake_in_a_step_is_not_taken_for_a_lack_of_memory() -> None:
@@ -127,7 +135,7 @@ def test_a_mistake_in_a_step_is_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("shape '[3]' is invalid")
 
     with pytest.raises(RuntimeError, match="shape"):
-        measured(broken, Machine(GB), 2, 64, 2)
+        measured(broken, Machine(GB), 1, 64, 2)
 
 
 @pytest.mark.parametrize(

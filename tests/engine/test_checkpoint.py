@@ -66,17 +66,22 @@ def test_what_is_saved_is_read_back(model: Model, tmp_path: Path) -> None:
     assert all(torch.equal(back.state[key], value) for key, value in model.state_dict().items())
 
 
-def test_an_epoch_writes_last_and_the_best_only_when_it_is(model: Model, tmp_path: Path) -> None:
-    checkpoint.save_epoch(tmp_path, model, record(0, best=True), plan(tmp_path), {"epoch": 1})
+def test_the_best_is_written_only_when_it_is(model: Model, tmp_path: Path) -> None:
+    checkpoint.save_epoch(tmp_path, model, record(0, best=True), plan(tmp_path))
     first = (tmp_path / "best.pt").read_bytes()
-    checkpoint.save_epoch(tmp_path, Model(model.spec, 2), record(1), plan(tmp_path), {"epoch": 2})
+    checkpoint.save_epoch(tmp_path, Model(model.spec, 2), record(1), plan(tmp_path))
     assert (tmp_path / "best.pt").read_bytes() == first
-    assert written(tmp_path) == {"last.pt", "best.pt"}
+    assert written(tmp_path) == {"best.pt"}
+
+
+def test_last_holds_what_resume_needs(model: Model, tmp_path: Path) -> None:
+    checkpoint.save_last(tmp_path, model, plan(tmp_path), {"epoch": 2})
     assert torch.load(tmp_path / "last.pt", weights_only=True)["training"] == {"epoch": 2}
 
 
 def test_the_last_epoch_leaves_half_precision_weights_alone(model: Model, tmp_path: Path) -> None:
-    checkpoint.save_epoch(tmp_path, model, record(2), plan(tmp_path), None)
+    checkpoint.save_epoch(tmp_path, model, record(2), plan(tmp_path))
+    checkpoint.save_last(tmp_path, model, plan(tmp_path), None, record(2))
     for name in ("last.pt", "best.pt"):
         content = torch.load(tmp_path / name, weights_only=True)
         assert "training" not in content
@@ -85,5 +90,5 @@ def test_the_last_epoch_leaves_half_precision_weights_alone(model: Model, tmp_pa
 
 def test_every_nth_epoch_stays(model: Model, tmp_path: Path) -> None:
     for epoch in range(4):
-        checkpoint.save_epoch(tmp_path, model, record(epoch), plan(tmp_path, save_period=2), None)
-    assert written(tmp_path) == {"last.pt", "best.pt", "epoch1.pt", "epoch3.pt"}
+        checkpoint.save_epoch(tmp_path, model, record(epoch), plan(tmp_path, save_period=2))
+    assert written(tmp_path) == {"best.pt", "epoch1.pt", "epoch3.pt"}

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import train
-from engine.faults import Peaks, machine_faults, share_that_fits, smaller_batch
+from engine.faults import Peaks, machine_faults, resume_command, share_that_fits, smaller_batch
 from engine.trainer import Trainer
 from models.weights import load_model, read_checkpoint
 from utils import files
@@ -58,8 +58,26 @@ def test_the_last_checkpoint_and_how_to_resume_are_named(tmp_path: Path, monkeyp
     last.touch()
     assert told(full_disk(last), tmp_path) == (
         f"{last}: the disk is full; make room there; the last checkpoint is whole; "
-        f"to go on: python train_distill.py --resume {tmp_path}"
+        f"to go on: python /somewhere/train_distill.py --resume {tmp_path}"
     )
+
+
+def test_the_checkpoint_of_a_baseline_counts(tmp_path: Path) -> None:
+    last = tmp_path / "baseline" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert f"to go on: python {sys.argv[0]} --resume {tmp_path}" in told(full_disk(last), tmp_path)
+
+
+@pytest.mark.parametrize(("machines", "flags"), [("1", ""), ("2", "(and the other flags as before) ")])
+def test_a_run_of_several_processes_goes_on_with_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: str, flags: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr("utils.dist.is_distributed", lambda: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    assert resume_command(tmp_path) == f"torchrun --nproc_per_node 8 {flags}train.py --resume {tmp_path}"
 
 
 def test_a_lack_of_memory_names_what_was_tried_and_what_takes_less(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from engine.callbacks import Callback
 from engine.loggers.table import CsvTable
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
-from engine.stepper import FAILURES, rescaled
+from engine.stepper import FAILING, FAILURES, rescaled
 from engine.task import DetectionTask
 from engine.trainer import Trainer
 from losses.anchor import AnchorLoss
@@ -234,6 +234,82 @@ def test_gradients_that_wait_are_not_lost(tmp_path: Path) -> None:
     assert run.stepper.count == 1
 
 
+class Calling(nn.Module):
+    """A loss that does something in one of its calls, counted from 1, and is not finite in some."""
+
+    def __init__(self, call: int, action: Any, broken: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.call, self.action, self.broken = call, action, broken
+        self.calls = 0
+
+    def forward(self, prediction: Any, batch: Batch) -> dict[str, Tensor]:
+        self.calls += 1
+        if self.calls == self.call:
+            self.action()
+        mean = torch.stack([level.mean() for level in prediction.levels]).mean()
+        return {"box": mean * float("nan") if self.calls in self.broken else mean}
+
+
+def ask_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("broken", [(), (2,), (1, 2, 3)], ids=["sound", "skipped", "skipped in a row"])
+def test_a_signal_amidst_a_step_ends_and_saves_after_it_though_it_is_skipped(
+    tmp_path: Path, broken: tuple[int, ...]
+) -> None:
+    criterion = Calling(call=2, action=ask_to_end, broken=broken)
+    run = trainer(DetectionTask(detection().model, criterion), plan(tmp_path), None, Loader(6))
+    with pytest.raises(Interrupted):
+        run.fit()
+    saved = read_checkpoint(tmp_path / "weights/last.pt").training
+    assert saved is not None
+    assert (saved["epoch"], saved["step"]) == (0, 2)
+    assert saved["counted"] == 2 - len({1, 2} & set(broken))
+
+
+def test_where_steps_come_to_nothing_the_checkpoint_to_go_back_to_stays(tmp_path: Path) -> None:
+    criterion = Calling(call=FAILING + 1, action=ask_to_end, broken=tuple(range(2, 20)))
+    run = trainer(DetectionTask(detection().model, criterion), plan(tmp_path), None, Loader(20))
+    with pytest.raises(Interrupted):
+        run.fit()
+    saved = read_checkpoint(tmp_path / "weights/last.pt").training
+    assert saved is not None
+    assert saved["step"] == 0
+
+
+def test_the_best_epoch_is_kept_though_its_last_steps_come_to_nothing(tmp_path: Path) -> None:
+    table: list[float] = []
+
+    class Records(Callback):
+        def on_epoch_end(self, trainer: Trainer, record: Any) -> None:
+            table.append(record.fitness)
+
+    broken = tuple(range(8 - FAILING + 1, 9))  # those of the end of the first epoch
+    criterion = Calling(call=0, action=None, broken=broken)
+    judge = Judge(0.9, 0.1)
+    run = trainer(DetectionTask(detection().model, criterion), plan(tmp_path, epochs=2), judge, Loader(8), Records())
+    run.fit()
+    assert run.best.epoch == 0
+    assert torch.load(tmp_path / "weights/best.pt", weights_only=True)["metrics"]["metrics/mAP50"] == 0.9
+
+
+def test_what_ends_validation_costs_no_step(tmp_path: Path) -> None:
+    class Lost(Judge):
+        def __call__(self, model: nn.Module, criterion: nn.Module | None = None, progress: bool = True) -> Any:
+            raise OSError("the disk of the images is gone")
+
+    with pytest.raises(OSError, match="is gone"):
+        trainer(detection(), plan(tmp_path / "told", epochs=2), Lost()).fit()
+    terms = Terms()
+    resumed = goes_on(detection, tmp_path / "told", Judge(0.1, 0.2), terms, epochs=2)
+    resumed.fit()
+    assert len(terms.losses) == 3  # of the second epoch
+    through = trainer(detection(), plan(tmp_path / "through", epochs=2), Judge(0.1, 0.2))
+    through.fit()
+    assert_same(through, resumed)
+
+
 def test_a_signal_during_validation_ends_at_once_and_validation_is_done_again(tmp_path: Path) -> None:
     class Long(Judge):
         def __call__(self, model: nn.Module, criterion: nn.Module | None = None, progress: bool = True) -> Any:
@@ -253,7 +329,7 @@ def test_a_signal_during_validation_ends_at_once_and_validation_is_done_again(tm
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.interruption.ECHO", 0.0)
+    monkeypatch.setattr("utils.interruption.REPEATED", 0.0)
 
     class Twice(Callback):
         def on_step_end(self, trainer: Trainer, progress: Progress, batch: Batch, terms: dict[str, float]) -> None:
@@ -475,6 +551,46 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: Path) -> 
     run = trainer(DetectionTask(detection().model, Broken()), plan(tmp_path, save=False, epochs=9), None, Loader(8))
     with pytest.raises(UserError, match=r"step after step; last at epoch 3, step 4: box nan"):
         run.fit()
+
+
+@pytest.mark.parametrize("formats", [(None, torch.float16), (torch.float16, None)], ids=["to fp16", "from fp16"])
+def test_a_run_goes_on_in_another_number_format(tmp_path: Path, formats: tuple[Any, Any]) -> None:
+    crashed = trainer(detection(), plan(tmp_path, precision=formats[0]), None, None, Crash(epoch=1))
+    with pytest.raises(ConnectionError):
+        crashed.fit()
+    resumed = goes_on(detection, tmp_path, None, precision=formats[1])
+    assert resumed.stepper.scaler.is_enabled() == (formats[1] is torch.float16)
+    resumed.fit()
+    assert all(value.isfinite().all() for value in resumed.ema.model.state_dict().values())
+
+
+def test_groups_that_rest_have_no_norm(tmp_path: Path) -> None:
+    task = distillation(teachers=(TeacherRole("online"),), schedule=Schedule(off_epochs=1))
+    groups = len(task.learners())
+    assert groups > 1
+    counts: list[int] = []
+
+    class Norms(Callback):
+        def on_step_end(self, trainer: Trainer, progress: Progress, *rest: Any) -> None:
+            loss = trainer.task(batch(0))["box"]
+            loss.backward()
+            counts.append(len(trainer.stepper._clip()))
+            trainer.stepper.optimizer.zero_grad(set_to_none=True)
+
+    trainer(task, plan(tmp_path, epochs=2), None, Loader(1), Norms()).fit()
+    assert counts == [groups - 1, groups - 1]  # of the loss of the student alone
+
+
+def test_what_differs_between_ranks_is_a_tensor_for_each_number_format(tmp_path: Path) -> None:
+    run = trainer(detection(), plan(tmp_path, epochs=1))
+    run.fit()
+    own = run.stepper.own_state()
+    kept = [buffer.clone() for buffer in run.task.buffers()]
+    assert set(own["buffers"]) == {str(buffer.dtype) for buffer in kept}
+    for buffer in run.task.buffers():
+        buffer.zero_()
+    run.stepper.take_own_state(own)
+    assert all(torch.equal(one, other) for one, other in zip(run.task.buffers(), kept, strict=True))
 
 
 def test_mosaic_closes_for_the_last_epochs(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.optim import Recipe, Timetable, build_optimizer
 from engine.plan import Plan
-from engine.stepper import NOTHING
 from engine.task import DetectionTask
 from engine.trainer import Trainer
 from losses.build import build_criterion
@@ -80,7 +79,7 @@ def waits(task: nn.Module, folder: Path) -> Counter[str]:
     for _ in range(2):
         found.clear()
         with Reads(found), Waits(found):
-            trainer.stepper(batch, Progress(0, 0, 3, 10), NOTHING)
+            trainer.stepper(batch, Progress(0, 0, 3, 10))
     return found
 
 

@@ -130,7 +130,7 @@ LEFT_ALONE = """
 import os, signal, torch
 from utils import dist, errors
 
-errors.ECHO = 0.1
+errors.FOLLOWING = 0.1
 @errors.exits_cleanly
 def main():
     with dist.group(torch.device("cpu")):

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from utils.errors import ECHO, LEAVING, OWN, PeerLost, UserError, exits_cleanly, nearest
+from utils.errors import FIRST_HAND, FOLLOWING, LEAVING, PeerLost, UserError, exits_cleanly, nearest
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_arguments_pass_through() -> None:
     ("rank", "error", "waits", "line", "status"),
     [
         ("0", UserError("wrong"), 0.0, "error: wrong\n", 2),
-        ("1", UserError("wrong"), OWN, "error: rank 1: wrong\n", 2),
-        ("0", PeerLost("gone"), ECHO, "error: gone\n", 1),
-        ("3", PeerLost("gone"), ECHO, "error: rank 3: gone\n", 1),
+        ("1", UserError("wrong"), FIRST_HAND, "error: rank 1: wrong\n", 2),
+        ("0", PeerLost("gone"), FOLLOWING, "error: gone\n", 1),
+        ("3", PeerLost("gone"), FOLLOWING, "error: rank 3: gone\n", 1),
     ],
 )
 def test_of_several_ranks_the_first_tells_and_the_others_wait_to_be_ended(

@@ -41,7 +41,7 @@ def test_a_second_one_shortly_after_is_the_launchers_echo() -> None:
 
 
 def test_a_second_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.interruption.ECHO", 0.0)
+    monkeypatch.setattr("utils.interruption.REPEATED", 0.0)
     with pytest.raises(Interrupted), Interruption():
         send()
         send()
