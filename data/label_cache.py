@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.arrays import read_arrays
-from data.label_file import MOST_CLASSES, Problem, Scanned
+from data.label_file import MOST_CLASSES, MOST_NAMED, Problem, Scanned
 from data.scan import in_chunks, label_path
 from utils.errors import shown
 from utils.files import write_atomically
@@ -25,7 +25,9 @@ from utils.opencv import MOST_PIXELS
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # to be raised whenever a check changes
+VERSION = 3  # to be raised whenever a check changes
+MOST_HEAD = 1_000_000  # bytes of what is no array, most of it problems
+COUNTS = ("duplicates", "corrupt", "skipped_rows")
 MANY = 50_000  # files from which on processes are started to ask for their times
 # the arrays of `Scanned`: what is in them, and how much an entry has
 FORMS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
@@ -49,14 +51,18 @@ def load(path: Path, images: Sequence[str], key: str, num_classes: int | None = 
     if not path.is_file():
         return None
     try:
-        head = json.loads(read_arrays(path, ["head"])["head"].tobytes().decode())
+        text = read_arrays(path, ["head"])["head"].tobytes()
+        if len(text) > MOST_HEAD:
+            raise ValueError(f"a head of {len(text) / 1e6:.0f} MB")
+        head = json.loads(text)
         if head["key"] != key:
             return None
         problems = tuple(
             Problem(label_path(images[index]) if in_label else images[index], int(line), shown(str(reason), 200))
-            for index, in_label, line, reason in head["problems"]
+            for index, in_label, line, reason in head["problems"][:MOST_NAMED]
         )
-        found = Scanned(**read_arrays(path, tuple(FORMS)), duplicates=int(head["duplicates"]), problems=problems)
+        counts = {name: int(head[name]) for name in COUNTS}
+        found = Scanned(**read_arrays(path, tuple(FORMS)), **counts, problems=problems)
         _check(found, len(images), MOST_CLASSES if num_classes is None else num_classes)
         return found
     except Exception as error:  # whatever a damaged file comes to, or one that somebody else has made
@@ -107,7 +113,7 @@ def save(path: Path, images: Sequence[str], key: str, scanned: Scanned) -> None:
         (index_of.get(p.path, index_of_label.get(p.path, 0)), p.path not in index_of, p.line, p.reason)
         for p in scanned.problems
     ]
-    head = {"key": key, "duplicates": scanned.duplicates, "problems": problems}
+    head = {"key": key, **{name: getattr(scanned, name) for name in COUNTS}, "problems": problems}
     arrays = {name: getattr(scanned, name) for name in FORMS}
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)
     try:

@@ -17,7 +17,8 @@ SLACK = 1e-6  # of coordinates outside [0, 1]: what writers with six digits are 
 SMALLEST = 1e-7  # of a side: what is left of less, in the float32 of which boxes are made, can be nothing
 MOST_CLASSES = 1 << 24  # in whose float32 whole numbers are what they were
 MOST_BYTES = 10_000_000  # of a label file: some 200,000 rows
-MOST_PROBLEMS = 10_000  # rows of a file that are named, before the file is no label file
+MOST_PROBLEMS = 10_000  # bad rows of a file, before it is no label file
+MOST_NAMED = 500  # problems of a data set; the others are counted
 
 
 class Problem(NamedTuple):
@@ -55,7 +56,9 @@ class Scanned(NamedTuple):
     points: NDArray[np.float32]
     point_offsets: NDArray[np.int64]
     duplicates: int
-    problems: tuple[Problem, ...]
+    corrupt: int  # images that cannot be used
+    skipped_rows: int
+    problems: tuple[Problem, ...]  # of these, the first
 
 
 NO_POINTS = np.zeros((0, 2), dtype=np.float32)

@@ -50,7 +50,7 @@ class Labels:
     offsets: NDArray[np.int64]  # (n + 1,) where the rows of an image begin
     points: NDArray[np.float32]  # (P, 2) x, y in [0, 1]: corners of polygons
     point_offsets: NDArray[np.int64]  # (N + 1,) where the polygon of a row begins; an empty one means a plain box
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # the first few hundred; `counts` has all
     counts: Counts
     unlabelled: int = 0  # of the n images, so many at the end have no ground truth at all; the counts are without them
 
@@ -117,7 +117,7 @@ class Labels:
         )
 
     def report(self) -> str:
-        """Everything that was skipped, a line each."""
+        """The first of what was skipped, a line each."""
         return "\n".join(map(str, self.problems))
 
 
@@ -188,10 +188,10 @@ def _assemble(images: Sequence[str], scanned: Scanned) -> Labels:
     counts = Counts(
         images=len(scanned.kept),
         background=int((per_image == 0).sum()),
-        corrupt=sum(problem.line == 0 for problem in scanned.problems),
+        corrupt=scanned.corrupt,
         boxes=len(scanned.rows),
         duplicates=scanned.duplicates,
-        skipped_rows=sum(problem.line > 0 for problem in scanned.problems),
+        skipped_rows=scanned.skipped_rows,
     )
     return Labels(
         paths=PackedStrings.of(images[index] for index in scanned.kept),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.images import BadImage, image_size
-from data.label_file import NO_POINTS, BadLabels, Problem, Rows, Scanned, parse, read
+from data.label_file import MOST_NAMED, NO_POINTS, BadLabels, Problem, Rows, Scanned, parse, read
 from utils.dist import is_main
 
 FEW = 2000  # files below which starting processes costs more than it saves
@@ -100,18 +101,21 @@ def check_image(image: str) -> Checked:
 
 def _collect(checked: Iterable[Checked]) -> Scanned:
     """Joins what was found into flat arrays."""
-    kept, shapes, rows, duplicates = [], [], [], 0
+    kept, shapes, rows = [], [], []
+    duplicates, corrupt, skipped_rows = 0, 0, 0
     polygons: list[NDArray[np.float32]] = []
     problems: list[Problem] = []
     for index, one in enumerate(checked):
-        problems.extend(one.problems)
+        problems.extend(one.problems[: MOST_NAMED - len(problems)])
         if one.shape is None:
+            corrupt += 1
             continue
         kept.append(index)
         shapes.append(one.shape)
         rows.append(one.rows.rows)
         polygons.extend(one.rows.polygons)
         duplicates += one.rows.duplicates
+        skipped_rows += len(one.rows.problems)
     return Scanned(
         kept=np.array(kept, dtype=np.int64),
         shapes=np.array(shapes, dtype=np.int32).reshape(-1, 2),
@@ -120,6 +124,8 @@ def _collect(checked: Iterable[Checked]) -> Scanned:
         points=np.concatenate([NO_POINTS, *polygons]),
         point_offsets=_offsets([len(polygon) for polygon in polygons]),
         duplicates=duplicates,
+        corrupt=corrupt,
+        skipped_rows=skipped_rows,
         problems=tuple(problems),
     )
 
@@ -134,7 +140,9 @@ def _joined(parts: Sequence[Scanned]) -> Scanned:
         points=np.concatenate([part.points for part in parts]),
         point_offsets=_joined_offsets([part.point_offsets for part in parts]),
         duplicates=sum(part.duplicates for part in parts),
-        problems=tuple(problem for part in parts for problem in part.problems),
+        corrupt=sum(part.corrupt for part in parts),
+        skipped_rows=sum(part.skipped_rows for part in parts),
+        problems=tuple(islice(chain.from_iterable(part.problems for part in parts), MOST_NAMED)),
     )
 
 

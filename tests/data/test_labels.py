@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
@@ -13,7 +14,7 @@ from PIL import Image
 
 import data.labels
 from data.images import read_image
-from data.label_file import parse
+from data.label_file import MOST_NAMED, parse
 from data.labels import read_labels, require_boxes
 from data.packed import PackedStrings
 from data.scan import in_chunks, label_path
@@ -391,6 +392,33 @@ def test_files_that_are_no_labels_are_listed_once(folder, tmp_path, content, rea
     (problem,) = labels.problems
     assert (problem.line, problem.reason) == (0, reason) and labels.counts.corrupt == 1
     assert list(labels.paths) == paths[1:]
+
+
+@pytest.mark.parametrize("few", [100, 0])
+def test_of_many_problems_the_first_are_named_and_all_are_counted(folder, scans, tmp_path, monkeypatch, few):
+    """Files may have ten thousand each."""
+    monkeypatch.setattr("data.scan.FEW", few)  # from which on several processes look
+    monkeypatch.setattr("data.scan.CHUNK", 2)
+    paths = folder(*["x\n" * 200 + f"{index} .5 .5 .2 .2" for index in range(3)] * 2, "x\n" * 20_000)
+    for found in (read(paths), read(paths)):
+        assert found.counts.skipped_rows == 1200 and found.counts.corrupt == 1 and len(found) == 6
+        assert len(found.problems) == MOST_NAMED == 500
+        assert [problem.path for problem in found.problems[::200]] == [label_path(path) for path in paths[:3]]
+    assert len(scans) == 1
+
+
+@pytest.mark.parametrize("problem", [[0, True, 1, "x" * 2_000_000], [0, True, 1, "x"]])
+def test_a_cache_of_any_number_of_problems_is_not_taken(folder, scans, tmp_path, problem):
+    paths = folder("0 .5 .5 .2 .4\nx")
+    honest = read(paths)
+    file = tmp_path / "labels/train.cache.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    head = json.loads(arrays["head"].tobytes())
+    head["problems"] *= 200_000 if len(problem[-1]) == 1 else 1
+    head["problems"].append(problem)
+    np.savez(file, **{**arrays, "head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)})
+    assert read(paths).problems == honest.problems and len(scans) == 2
 
 
 def test_a_pipe_is_no_label_file_and_nobody_waits_for_it(folder, tmp_path):
