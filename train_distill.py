@@ -165,7 +165,7 @@ def require_same_teachers(session: Session[DistillOptions]) -> None:
             if not session.resuming:
                 raise
             raise UserError(f"{error}; if it has moved, say where: --t_weights") from error
-        before = known.get(f"teacher {number + 1}", now)
+        before = str(known.get(f"teacher {number + 1}", now))
         if before != now and "t_weights" not in options.explicit:
             raise UserError(
                 f"teacher {weights}: not what it was when this run began (SHA-256 {now[:8]}, expected {before[:8]}); "

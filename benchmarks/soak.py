@@ -71,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_linux()
     for arm in options.arms:
         find("arm", arm, dict.fromkeys(ARMS))
-    with tempfile.TemporaryDirectory() as folder:
-        found = {arm: series(soak(arm, options, Path(folder)), options.warm_up) for arm in options.arms}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.out or temporary)
+        if options.out and folder.exists():
+            raise UserError(f"--out {folder}: there is such a folder, with samples of another time; name a new one")
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {arm: series(soak(arm, options, folder), options.warm_up) for arm in options.arms}
     print(report(found, options, words))
     if not all(flat(growth(one), options.bound) for held in found.values() for one in held):
         sys.exit(1)
@@ -91,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=int, default=4)
     made.add_argument("--workers", type=int, default=2)
     made.add_argument("--device", default="cpu")
+    made.add_argument("--out", default="", metavar="FOLDER", help="keeps samples, logs and runs there; must be new")
     made.add_argument("--arms", nargs="+", default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
     return made
 

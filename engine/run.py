@@ -45,8 +45,9 @@ from models.weights import Checkpoint, load_model, read_checkpoint
 from models.yolo import Model
 from utils import dist
 from utils.allocator import settled
-from utils.errors import PeerLost, UserError
+from utils.errors import PeerLost, UserError, shown
 from utils.family import ANCHORS, Family, for_family
+from utils.faults import find_fault
 from utils.files import run_folder, write_text
 from utils.hyp import Hyp, hyp_to_dict, write_hyp
 from utils.reproduce import seed_everything
@@ -238,7 +239,8 @@ class Session(Generic[OptionsT]):
             if saved.training is None:
                 log.info("%s is complete: nothing to resume", last)
                 return Outcome(folder, folder / "weights" / "best.pt", last, -1, -1.0, 0, 0.0)
-            trainer.resume(saved.state, saved.training)
+            with _fits(last):
+                trainer.resume(saved.state, saved.training)
             log.info("resuming %s at epoch %d of %d", last, trainer.start_epoch + 1, options.epochs)
         log.info("results go to %s", folder)
         if dist.is_main() and not (self.begun or self.resuming):
@@ -343,6 +345,20 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
                 write_hyp(folder / "hyp.yaml", hyp)
                 write_text(folder / "environment.yaml", yaml.safe_dump(environment(device), sort_keys=False))
             yield session
+
+
+@contextmanager
+def _fits(last: Path) -> Iterator[None]:
+    """What a checkpoint holds beside the weights is of this run, or one line says that it is not."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if find_fault(error) is not None:
+            raise
+        raise UserError(
+            f"{last}: it holds no training that can go on here ({type(error).__name__}: {shown(error)}); "
+            f"start anew from its weights, --weights {last}"
+        ) from error
 
 
 @contextmanager

@@ -211,6 +211,10 @@ class Stepper:
         self.ema.updates = state["ema_updates"]
         self.task.load_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, numbers in self.optimizer.state.items():  # which PyTorch does not look at until the first step
+            for name, value in numbers.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
         lay_out_alike(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled() and state["scaler"]:  # that of another device may have had none

@@ -524,6 +524,47 @@ def test_distillation_goes_on_from_its_baseline_and_from_its_student(
     assert roles(folder).keys() == {"student", "teacher", "baseline"}
 
 
+FORGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda training: training.clear(),
+    "another optimizer": lambda training: training["optimizer"].update(state={}, param_groups=[]),
+    "numbers of another shape": lambda training: [
+        numbers.update(momentum_buffer=torch.zeros(3)) for numbers in training["optimizer"]["state"].values()
+    ],
+    "another student": lambda training: training["task"].popitem(),
+    "a word for a number": lambda training: training.update(ema_updates="many", task=[]),
+}
+
+
+def test_a_run_folder_that_does_not_fit_is_told_in_one_line(
+    tmp_path: Path, data: Path, pull_plug: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pull_plug(1)
+    words = (*SCRATCH, "--data", data, *SMALL, "--epochs", 3, "--noplots")
+    assert resume("train", tmp_path / "whole", *words) == 130
+    for name, forge in FORGED.items():
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "whole" / "exp", folder)
+        last = folder / "weights" / "last.pt"
+        content = torch.load(last, weights_only=True)
+        forge(content["training"])
+        torch.save(content, last)
+        capsys.readouterr()
+        assert resume("train", tmp_path, "--resume", folder) == 2, name
+        errors = capsys.readouterr().err
+        assert "Traceback" not in errors
+        assert re.search(rf"error: {re.escape(str(last))}.*(start anew|no run can go on)", errors), errors
+
+
+def test_a_table_that_somebody_has_changed_ends_no_run(tmp_path: Path, data: Path, pull_plug: Callable) -> None:
+    pull_plug(1)
+    words = (*SCRATCH, "--data", data, *SMALL, "--epochs", 2, "--noplots")
+    assert resume("train", tmp_path, *words) == 130
+    table = tmp_path / "exp" / "results.csv"
+    table.write_bytes(table.read_bytes() + b"mean;of;all\n,,,\n\xff,1,2" + 100 * b",3" + b"\n")
+    run("train", tmp_path, "--resume")
+    assert [row["epoch"] for row in rows(tmp_path / "exp")] == ["1", "2"]
+
+
 def test_what_an_earlier_run_has_left_says_nothing_of_one_in_its_place(
     tmp_path: Path, data: Path, pull_plug: Callable
 ) -> None:

@@ -19,8 +19,7 @@ class CsvTable(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if trainer.start_epoch > 0 and self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.start_epoch]
+            self.rows = [row for row in read_rows(self.path) if int(row["epoch"]) <= trainer.start_epoch]
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         values = {key: f"{value:.6g}" for key, value in record.row().items()}
@@ -36,3 +35,13 @@ class CsvTable(Callback):
                 writer.writerows(self.rows)
 
         write_atomically(self.path, write)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that have an epoch; people open these files, and save them changed."""
+    with path.open(newline="", errors="replace") as file:
+        try:
+            rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+        except csv.Error:  # such as a field of megabytes
+            return []
+    return [row for row in rows if row.get("epoch", "").isdecimal()]
