@@ -35,7 +35,7 @@ from engine.options import Options, ValOptions, options_from_file, resumed
 from engine.plan import Plan
 from engine.precision import choose_device, choose_precision, describe
 from engine.recipe import recipe, whole_run
-from engine.runs import environment, find_run, forget_earlier_run, run_of_this_launch
+from engine.runs import environment, find_run, fits, forget_earlier_run, run_of_this_launch
 from engine.start import architecture, family_of, refuse_anchors, starting_point
 from engine.trainer import Trainer
 from losses.build import build_criterion
@@ -45,9 +45,8 @@ from models.weights import Checkpoint, load_model, read_checkpoint
 from models.yolo import Model
 from utils import dist
 from utils.allocator import settled
-from utils.errors import PeerLost, UserError, shown
+from utils.errors import PeerLost, UserError
 from utils.family import ANCHORS, Family, for_family
-from utils.faults import find_fault
 from utils.files import run_folder, write_text
 from utils.hyp import Hyp, hyp_to_dict, write_hyp
 from utils.reproduce import seed_everything
@@ -118,18 +117,7 @@ class Session(Generic[OptionsT]):
         self.image_size = rounded_size(options.imgsz, stride)
         if max(self.image_size) == stride:
             raise UserError(f"--imgsz {stride} leaves the coarsest map a single cell; train with at least {2 * stride}")
-        # -1 is settled when it is known what the steps are; whatever stands here until then takes no memory
-        batch_size = options.batch_size if options.batch_size > 0 else type(options).batch_size * world
-        if batch_size % world:
-            equal = batch_size // world * world
-            if not (self.resuming and equal):
-                raise UserError(
-                    f"--batch-size {options.batch_size} is shared by {world} ranks; choose a multiple of {world}"
-                )
-            if dist.is_main():  # machines have come or gone, and nobody is there to be asked
-                log.warning("--batch-size %d cannot be shared by %d ranks: %d from here on", batch_size, world, equal)
-            batch_size = equal
-            self.options = replace(options, batch_size=equal)
+        batch_size = self._shared_batch(world)
         common: dict[str, Any] = {
             "image_size": self.image_size,
             "stride": stride,
@@ -174,6 +162,21 @@ class Session(Generic[OptionsT]):
             names=self.data.names,
             metric=self.family.metric,
         )
+
+    def _shared_batch(self, world: int) -> int:
+        """Images of a batch, over all ranks; of -1, which is settled when it is known what the steps are, some number:
+        whatever stands here until then takes no memory."""
+        wanted = self.options.batch_size
+        if wanted < 0:
+            return type(self.options).batch_size * world
+        equal = wanted // world * world
+        if equal != wanted and not (self.resuming and equal):
+            raise UserError(f"--batch-size {wanted} is shared by {world} ranks; choose a multiple of {world}")
+        if equal != wanted:  # machines have come or gone, and nobody is there to be asked
+            if dist.is_main():
+                log.warning("--batch-size %d cannot be shared by %d ranks: %d from here on", wanted, world, equal)
+            self.options = replace(self.options, batch_size=equal)
+        return equal
 
     def settle_batch(self, task: nn.Module) -> None:
         """Turns --batch-size -1 into a number, before anything is trained: for this task and what is trained beside."""
@@ -239,7 +242,7 @@ class Session(Generic[OptionsT]):
             if saved.training is None:
                 log.info("%s is complete: nothing to resume", last)
                 return Outcome(folder, folder / "weights" / "best.pt", last, -1, -1.0, 0, 0.0)
-            with _fits(last):
+            with fits(last):
                 trainer.resume(saved.state, saved.training)
             log.info("resuming %s at epoch %d of %d", last, trainer.start_epoch + 1, options.epochs)
         log.info("results go to %s", folder)
@@ -345,20 +348,6 @@ def open_session(options: OptionsT) -> Iterator[Session[OptionsT]]:
                 write_hyp(folder / "hyp.yaml", hyp)
                 write_text(folder / "environment.yaml", yaml.safe_dump(environment(device), sort_keys=False))
             yield session
-
-
-@contextmanager
-def _fits(last: Path) -> Iterator[None]:
-    """What a checkpoint holds beside the weights is of this run, or one line says that it is not."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if find_fault(error) is not None:
-            raise
-        raise UserError(
-            f"{last}: it holds no training that can go on here ({type(error).__name__}: {shown(error)}); "
-            f"start anew from its weights, --weights {last}"
-        ) from error
 
 
 @contextmanager

@@ -7,12 +7,15 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from engine.precision import describe
-from utils.errors import UserError
+from utils.errors import UserError, shown
+from utils.faults import find_fault
 from utils.files import ROOT
 from utils.yaml_file import read_yaml
 
@@ -69,6 +72,20 @@ def forget_earlier_run(folder: Path) -> None:
     for name in OF_A_RUN:
         for file in folder.glob(name):
             file.unlink()
+
+
+@contextmanager
+def fits(last: Path) -> Iterator[None]:
+    """What a checkpoint holds beside the weights is of this run, or one line says that it is not."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if find_fault(error) is not None:
+            raise
+        raise UserError(
+            f"{last}: it holds no training that can go on here ({type(error).__name__}: {shown(error)}); "
+            f"start anew from its weights, --weights {last}"
+        ) from error
 
 
 def launch_id() -> str:

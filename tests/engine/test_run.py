@@ -327,3 +327,17 @@ def test_only_layers_that_are_there_can_be_frozen() -> None:
     freeze(model, (0, 3))
     frozen = {name.split(".")[1] for name, value in model.named_parameters() if not value.requires_grad}
     assert frozen == {"0", "3"}
+
+
+def test_a_batch_that_fewer_processes_cannot_share_is_a_mistake_and_at_resume_the_next_smaller(
+    opens: Opens, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = opens()  # batches of 4
+    assert session._shared_batch(2) == 4
+    with pytest.raises(UserError, match="--batch-size 4 is shared by 3 ranks; choose a multiple of 3"):
+        session._shared_batch(3)
+    session.resuming = True
+    assert session._shared_batch(3) == session.options.batch_size == 3
+    assert "--batch-size 4 cannot be shared by 3 ranks: 3 from here on" in caplog.text
+    with pytest.raises(UserError, match="choose a multiple of 8"):
+        session._shared_batch(8)
