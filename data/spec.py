@@ -161,6 +161,8 @@ def _names(content: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], boo
         raise UserError(f"{where}: nc: got {shown(repr(count))}, expected a number of classes of at least 1")
     if count is not None and count > MOST_CLASSES:
         raise UserError(f"{where}: nc: got {count}, expected at most {MOST_CLASSES} classes")
+    if isinstance(names, (list, Mapping)) and len(names) > MOST_CLASSES:
+        raise UserError(f"{where}: names: got {len(names)}, expected at most {MOST_CLASSES} classes")
     if names is None:
         if count is None:
             raise UserError(f"{where}: missing: names (a list of class names)")

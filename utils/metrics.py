@@ -22,6 +22,7 @@ Stats = tuple[Values, Values, Values, Values]
 
 CONFIDENCES = np.linspace(0, 1, 1000)  # where the curves are sampled; recalls of the precision-recall curve too
 RECALLS = np.linspace(0, 1, 101)  # where precision is interpolated for the average
+MOST_COMPARED = 2000  # classes of a confusion matrix: 32 MB, and 0.5 GB while its figure is drawn
 SMOOTHING = 0.1  # width of the box filter over the mean F1 curve, a share of the axis, each side
 
 
@@ -172,15 +173,19 @@ class ConfusionMatrix:
     """Which class is taken for which.
 
     `matrix[i, j]`: how many labels of class j were detected as class i. The last row counts labels that nothing
-    overlaps (missed), the last column detections that overlap no label (background taken for an object).
+    overlaps (missed), the last column detections that overlap no label (background taken for an object). Of more than
+    `MOST_COMPARED` classes, whose pairs may take more memory than there is, nothing is counted: `matrix` is (0, 0).
     """
 
     def __init__(self, num_classes: int, conf: float = 0.25, iou: float = 0.45) -> None:
         self.num_classes, self.conf, self.iou = num_classes, conf, iou
-        self.matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+        side = num_classes + 1 if num_classes <= MOST_COMPARED else 0
+        self.matrix = np.zeros((side, side), dtype=np.int64)
 
     def update(self, detections: Values, labels: Values) -> None:
         """Counts one image: (n, 6) detections, (m, 5) labels. Pairs are formed by overlap, whatever the classes."""
+        if not self.matrix.size:
+            return
         detections, labels = torch.as_tensor(detections), torch.as_tensor(labels)
         detections = detections[detections[:, 4] > self.conf]
         predicted, target = as_array(detections[:, 5]).astype(np.int64), as_array(labels[:, 0]).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from utils.errors import printable
 from utils.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -24,6 +28,7 @@ GREY = "#b8bcc2"
 LINES = (("#1f6fb4", "-"), ("#e66101", "-"), ("#111111", "--"), ("#8c56be", ":"), ("#009e73", "-."))
 FEW = 12  # classes that a figure can name one by one
 MANY = 30  # classes up to which ticks are written
+CROWDED = 200  # classes up to which each has a curve or a bar: of more, one hides the other, and they take minutes
 MOST = 1_000_000  # boxes that a figure of positions and sizes takes, evenly from all: more of them look the same
 
 
@@ -107,12 +112,15 @@ def label_statistics(classes: ArrayLike, boxes: ArrayLike, names: Sequence[str],
 
 def _class_histogram(axis: Any, classes: NDArray[np.int64], names: Sequence[str]) -> None:
     counts = np.bincount(classes[classes >= 0], minlength=len(names))
-    axis.bar(np.arange(len(counts)), counts, color=[_shade(i) for i in range(len(counts))])
+    if len(counts) <= CROWDED:
+        axis.bar(np.arange(len(counts)), counts, color=[_shade(i) for i in range(len(counts))])
+    else:
+        axis.fill_between(np.arange(len(counts)), counts, step="mid", color=GREY)
     axis.set_ylabel("boxes", fontsize=8)
     axis.set_title(f"{len(classes):,} boxes in {np.count_nonzero(counts)} of {len(names)} classes", fontsize=9)
     axis.grid(False, axis="x")
     if len(names) <= MANY:
-        axis.set_xticks(np.arange(len(names)), [_short(name) for name in names])
+        axis.set_xticks(np.arange(len(names)), [_plain(_short(name)) for name in names])
         axis.tick_params(axis="x", labelrotation=90 if len(names) > 5 else 0, labelsize=7)
     else:
         axis.set_xlabel("class", fontsize=8)
@@ -179,10 +187,10 @@ def _class_curves(
     across, values = np.asarray(across, dtype=np.float64), np.asarray(values, dtype=np.float64)
     figure, (axis,) = _figure(1, 1, (8.0, 5.2))
     few = len(legend) <= FEW
-    for index, row in enumerate(values):
+    for index in np.linspace(0, len(values) - 1, min(CROWDED, len(values))).astype(int):
         shade = _shade(index) if few else GREY
         label = _plain(_short(legend[index], 32)) if few else None
-        axis.plot(across, row, color=shade, linewidth=1.1, alpha=1.0 if few else 0.6, label=label)
+        axis.plot(across, values[index], color=shade, linewidth=1.1, alpha=1.0 if few else 0.6, label=label)
     if len(values):
         axis.plot(across, values.mean(axis=0), color="#111111", linewidth=2.4, label=_plain(mean))
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -194,11 +202,14 @@ def confusion_matrix(matrix: ArrayLike, names: Sequence[str], path: Path | str) 
     """confusion_matrix.png: what the objects of each class were taken for, as shares of the class.
 
     Args:
-        matrix: (C + 1, C + 1) counts, predicted by true; the last row is "missed", the last column "nothing there".
+        matrix: (C + 1, C + 1) counts, predicted by true; the last row is "missed", the last column "nothing there";
+            (0, 0) where they were not counted, which the figure then says.
     """
-    counts = np.asarray(matrix, dtype=np.float64)
+    counts = np.asarray(matrix, dtype=np.float32)
     shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1)
     size = len(counts)
+    if not size:
+        return _left_out(f"{len(names)} classes are too many to count which is taken for which", path)
     side = min(max(4.5, 0.42 * size), 13.0)
     figure, (axis,) = _figure(1, 1, (side + 1.6, side))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -215,6 +226,14 @@ def confusion_matrix(matrix: ArrayLike, names: Sequence[str], path: Path | str) 
         axis.set_yticks(ticks, [*short, "missed"], fontsize=letters)
     axis.set(xlabel="true", ylabel="predicted")
     axis.grid(False)
+    return _save(figure, path)
+
+
+def _left_out(reason: str, path: Path | str) -> Path:
+    log.info("%s: %s", path, reason)
+    figure, (axis,) = _figure(1, 1, (6.0, 1.5))
+    axis.axis("off")
+    axis.text(0.5, 0.5, reason, ha="center", va="center", fontsize=9)
     return _save(figure, path)
 
 
@@ -257,5 +276,5 @@ def _short(name: str, limit: int = 18) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which a dollar is a dollar and starts no formula."""
-    return text.replace("$", r"\$")
+    """Text that fonts can draw, and in which a dollar is a dollar and starts no formula."""
+    return printable(text).replace("$", r"\$")

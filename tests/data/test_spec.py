@@ -87,6 +87,17 @@ def test_contradicting_names_are_refused(make_data, text, message):
         read_data(file)
 
 
+@pytest.mark.parametrize("names", ["[a, b, c]", "{0: a, 1: b, 2: c}"])
+def test_names_count_as_classes(make_data, monkeypatch, names):
+    file = make_data(1)
+    write(file, f"path: .\ntrain: images/train\nval: images/val\nnames: {names}\n")
+    monkeypatch.setattr(data.spec, "MOST_CLASSES", 3)
+    assert read_data(file).num_classes == 3
+    monkeypatch.setattr(data.spec, "MOST_CLASSES", 2)
+    with pytest.raises(UserError, match=r"names: got 3, expected at most 2 classes"):
+        read_data(file)
+
+
 def test_a_byte_order_mark_does_no_harm(make_data):
     file = make_data(1)
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.utils.scored import data_set, slow_match
 from utils.matching import IOU_THRESHOLDS, match
-from utils.metrics import ConfusionMatrix, Evaluation, agreement, evaluate, fitness, pair_off
+from utils.metrics import MOST_COMPARED, ConfusionMatrix, Evaluation, agreement, evaluate, fitness, pair_off
 
 NAMES = ("disc", "ring", "bar", "never seen")
 
@@ -274,3 +274,12 @@ def test_confusion_of_nothing_and_its_shares():
     confusion.update(torch.zeros(0, 6), torch.tensor([[1.0, 0, 0, 5, 5]]))
     confusion.update(torch.tensor([[0.0, 0, 5, 5, 0.9, 0]]), torch.zeros(0, 5))
     assert confusion.normalized().tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def test_pairs_of_very_many_classes_are_not_counted():
+    """Of 50,000 they would take 20 GB."""
+    assert ConfusionMatrix(MOST_COMPARED).matrix.shape == (MOST_COMPARED + 1,) * 2
+    confusion = ConfusionMatrix(MOST_COMPARED + 1)
+    confusion.update(torch.tensor([[0.0, 0, 5, 5, 0.9, MOST_COMPARED]]), torch.tensor([[0.0, 0, 0, 5, 5]]))
+    confusion.matrix += confusion.matrix  # as shares of ranks are added
+    assert confusion.matrix.shape == confusion.normalized().shape == (0, 0)

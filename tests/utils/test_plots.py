@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from utils.pictures import Panel, batch_mosaic, corners, draw, save, sheet
 from utils.pictures import read as read_image
 from utils.plots import (
+    CROWDED,
     confidence_curve,
     confusion_matrix,
     label_statistics,
@@ -72,6 +75,40 @@ def test_confusion_matrix(tmp_path: Path, classes: int) -> None:
         height, width = size(confusion_matrix(matrix, names, tmp_path / "matrix.png"))
     assert height > 400
     assert width >= height
+
+
+def test_a_matrix_that_was_not_counted_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        size(confusion_matrix(np.zeros((0, 0)), ["a"] * 5000, tmp_path / "matrix.png"))
+    (told,) = caplog.messages
+    assert told == f"{tmp_path / 'matrix.png'}: 5000 classes are too many to count which is taken for which"
+
+
+ODD = (r"$\x$", "$_$", r"\$x$", "\ud800", "\0", "a\nb", "\x1b[8m", "", " ")
+
+
+def test_names_are_no_formulas_and_need_not_be_text(tmp_path: Path) -> None:
+    axis, values, areas = np.linspace(0, 1, 50), np.full((len(ODD), 50), 0.5), np.full(len(ODD), 0.5)
+    size(label_statistics(np.arange(len(ODD)), np.full((len(ODD), 4), 0.5), ODD, tmp_path / "labels.png"))
+    size(confusion_matrix(np.eye(len(ODD) + 1), ODD, tmp_path / "matrix.png"))
+    size(precision_recall_curve(axis, values, areas, ODD, tmp_path / "PR.png"))
+
+
+def test_of_very_many_classes_not_each_has_a_curve_or_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand take minutes."""
+    figures: list[Any] = []
+    monkeypatch.setattr("utils.plots._save", lambda figure, path: figures.append(figure) or path)
+    classes = 3000
+    axis, names = np.linspace(0, 1, 50), ["a"] * classes
+    values = np.random.default_rng(0).random((classes, 50))
+    confidence_curve(axis, values, names, "F1", tmp_path / "F1.png")
+    curves = [line.get_ydata() for line in figures[0].axes[0].lines]
+    assert len(curves) == CROWDED + 1
+    np.testing.assert_allclose(curves[0], values[0])
+    np.testing.assert_allclose(curves[-2], values[-1])
+    np.testing.assert_allclose(curves[-1], values.mean(axis=0))  # of all
+    label_statistics(np.arange(classes), np.full((classes, 4), 0.5), names, tmp_path / "labels.png")
+    assert len(figures[1].axes[0].patches) + len(figures[1].axes[0].collections) == 1
 
 
 def test_figures_leave_matplotlib_as_it_was(tmp_path: Path) -> None:
