@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import torch
@@ -67,6 +67,8 @@ STORAGES: Mapping[str, torch.dtype] = {
 }
 MOST_DIMENSIONS = 16
 MOST_NUMBERS = 2**48  # of a tensor, repetitions counted: their product must not overflow in PyTorch
+MOST_NAMES = 1000  # that become stand-ins, 2 kB each; models have a few dozen
+LONG = 16  # letters, or bits of a number, that count as one object more: a message may write everything out
 MOST_DEPTH = 150  # of containers in containers; a module is three of them
 
 Storages = Callable[[str, torch.dtype, int], Tensor]  # key, dtype, count -> so many numbers of the file, flat
@@ -102,8 +104,9 @@ def unpickle(file: BinaryIO, where: str, modules: bool = True) -> Unpickled:
     """
     start = file.tell()
     check_opcodes(file)
+    budget = _Budget(file.tell() - start)
     file.seek(start)
-    reader = _Reader(file, where, modules)
+    reader = _Reader(file, where, modules, budget)
     content = reader.load()
     return Unpickled(content, reader.storages, where)
 
@@ -120,15 +123,28 @@ class _Inert:
         raise ValueError("state for something that has none")
 
 
+class _Budget:
+    """Letters and entries that the calls of a pickle may work on: as many as it has bytes, in which each is written."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("contents that are made again and again")
+
+
 class _Call(_Inert):
     """One of the functions that a file can call."""
 
-    __slots__ = ("function",)
+    __slots__ = ("budget", "function")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], budget: _Budget) -> None:
+        self.function, self.budget = function, budget
 
     def __call__(self, *args: Any) -> Any:
+        self.budget.take(sum(len(value) for value in args if isinstance(value, Sized)))
         return self.function(*args)
 
 
@@ -159,12 +175,15 @@ class _View(_Inert):
         if type(storage) is not _Stored or len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
             raise ValueError("a tensor of something else than numbers in the file")
         numbers = (offset, *size, *stride)
-        if any(type(number) is not int or not 0 <= number < MOST_NUMBERS for number in numbers):
-            raise ValueError(f"a tensor of shape {shown(tuple(size))} and strides {shown(tuple(stride))}")
+        if others := {type(number).__name__ for number in numbers} - {"int"}:  # which may be endless if written out
+            raise ValueError(f"a tensor whose shape has a {min(others)} where a number belongs")
+        size, stride = tuple(size), tuple(stride)
+        if not all(0 <= number < MOST_NUMBERS for number in numbers):
+            raise ValueError(f"a tensor of shape {size} and strides {stride} from {offset}")
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         if math.prod(size) >= MOST_NUMBERS or (0 not in size and last >= storage.count):
-            raise ValueError(f"a tensor of shape {shown(tuple(size))} over {storage.count} numbers")
-        self.storage, self.offset, self.size, self.stride = storage, offset, tuple(size), tuple(stride)
+            raise ValueError(f"a tensor of shape {size} over {storage.count} numbers")
+        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
 
 
 class _Items(dict[Any, Any]):
@@ -175,16 +194,24 @@ class _Items(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None: ...
 
 
-def _as_it_is(value: Any, *_: Any) -> Any:
+def _same_tensor(tensor: Any, *_: Any) -> _View:
     """Of a parameter, the tensor."""
-    return value
+    if type(tensor) is not _View:
+        raise ValueError("a parameter that is no tensor")
+    return tensor
 
 
-def _plain_tensor(made_by: Any, _: Any, args: Any, *__: Any) -> Any:
+def _plain_tensor(made_by: Any, _: Any, args: Any, *__: Any) -> _View:
     """Of a tensor with attributes, the tensor."""
-    if type(made_by) is not _Call:
+    if type(made_by) is not _Call or made_by.function is not _View or type(args) is not tuple:
         raise ValueError("a tensor that nothing here makes")
-    return made_by(*args)
+    tensor: _View = made_by(*args)
+    return tensor
+
+
+def _no_bytes() -> bytes:
+    """How protocol 2 writes them."""
+    return b""
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
@@ -218,25 +245,28 @@ class _Reader(pickle.Unpickler):
     calls: Mapping[str, Callable[..., Any]] = {
         "torch._utils._rebuild_tensor": _View,
         "torch._utils._rebuild_tensor_v2": _View,
-        "torch._utils._rebuild_parameter": _as_it_is,
-        "torch._utils._rebuild_parameter_with_state": _as_it_is,
+        "torch._utils._rebuild_parameter": _same_tensor,
+        "torch._utils._rebuild_parameter_with_state": _same_tensor,
         "torch._tensor._rebuild_from_type_v2": _plain_tensor,
         "collections.OrderedDict": _ordered,
         "collections.Counter": _ordered,
         "builtins.set": _set,
+        "builtins.bytes": _no_bytes,
         "_codecs.encode": _bytes,
     }
 
-    def __init__(self, file: BinaryIO, where: str, modules: bool) -> None:
+    def __init__(self, file: BinaryIO, where: str, modules: bool, budget: _Budget) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self.where = where
         self.modules = modules
         self.storages: dict[str, tuple[torch.dtype, int]] = {}
+        self.budget = budget
+        self.stand_ins: dict[str, type[StandIn]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # as Python 2 calls it
         if full in self.calls:
-            return _Call(self.calls[full])
+            return _Call(self.calls[full], self.budget)
         if full in STORAGES:
             return _Kind(STORAGES[full])
         is_module = full.startswith(MODEL_MODULES)
@@ -247,10 +277,16 @@ class _Reader(pickle.Unpickler):
                 f"{self.where} holds pickled modules in the format of torch before 1.6, which can't be read safely; "
                 "convert it once where you trust it: load it there and save its state_dict()"
             )
-        return type("StandIn", (StandIn,), {"origin": full})
+        if full not in self.stand_ins:
+            if len(self.stand_ins) == MOST_NAMES:
+                raise ValueError(f"more than {MOST_NAMES} kinds of objects")
+            self.stand_ins[full] = type("StandIn", (StandIn,), {"origin": full})
+        return self.stand_ins[full]
 
     def persistent_load(self, pid: Any) -> _Stored:
-        _, kind, key, _, count, *_ = pid
+        if type(pid) is not tuple or len(pid) not in (5, 6):  # before torch 1.6 with a view, which is None
+            raise ValueError("a storage that is described otherwise")
+        _, kind, key, _, count = pid[:5]
         if type(kind) is not _Kind or type(key) is not str or type(count) is not int or count < 0:
             raise ValueError("a storage of something else than numbers")
         if self.storages.setdefault(key, (kind.dtype, count)) != (kind.dtype, count):
@@ -265,13 +301,16 @@ class _Builder:
         self.storages = storages
         self.where = where
         self.flat: dict[str, Tensor] = {}
-        self.left = MOST_OPCODES  # objects, each counted as often as it is referred to
+        self.tensors: dict[int, Tensor] = {}  # by the identity of the view: what stands twice is one tensor
+        self.left = MOST_OPCODES  # objects, each counted as often as it is referred to, and long ones by their length
 
     def build(self, value: Any, depth: int) -> Any:
-        self.left -= 1
-        if depth > MOST_DEPTH or self.left < 0:
-            raise UserError(f"{self.where} nests modules or lists without end; it was not loaded")
+        self._count(value)
+        if depth > MOST_DEPTH:
+            raise self._endless()
         if isinstance(value, dict):
+            for key in value:
+                self._count(key)
             return {key: self.build(item, depth + 1) for key, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)([self.build(item, depth + 1) for item in value])
@@ -283,8 +322,23 @@ class _Builder:
             return None
         return value
 
+    def _count(self, value: Any) -> None:
+        self.left -= 1
+        kind = type(value)
+        if kind is str or kind is bytes:
+            self.left -= len(value) // LONG
+        elif kind is int:
+            self.left -= value.bit_length() // LONG
+        if self.left < 0:
+            raise self._endless()
+
+    def _endless(self) -> UserError:
+        return UserError(f"{self.where} nests modules or lists without end; it was not loaded")
+
     def _tensor(self, view: _View) -> Tensor:
         stored = view.storage
         if stored.key not in self.flat:
             self.flat[stored.key] = self.storages(stored.key, stored.dtype, stored.count)
-        return self.flat[stored.key].as_strided(view.size, view.stride, view.offset)
+        if id(view) not in self.tensors:
+            self.tensors[id(view)] = self.flat[stored.key].as_strided(view.size, view.stride, view.offset)
+        return self.tensors[id(view)]

@@ -156,16 +156,17 @@ def _unfolded(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     full, count = dict(state), 0
     for key in own:
         block = key.removesuffix(".bn.weight")
-        if block == key or key in state or f"{block}.conv.bias" not in state:
+        bias = state.get(f"{block}.conv.bias")
+        if block == key or key in state or bias is None or bias.shape != own[key].shape:
             continue
         count += 1
-        full |= _identity_norm(f"{block}.bn", state[f"{block}.conv.bias"])
+        full |= _identity_norm(f"{block}.bn", bias)
     for key in [key for key in state if key.endswith(".rbr_reparam.weight")]:
         block, kernel = key.removesuffix(".rbr_reparam.weight"), state[key]
-        if f"{block}.rbr_dense.0.weight" not in own:
+        bias, norm = state[f"{block}.rbr_reparam.bias"], own.get(f"{block}.rbr_dense.1.bias")
+        if norm is None or bias.shape != norm.shape:
             continue
         count += 1  # the 3x3 branch does it all, the others nothing
-        bias = state[f"{block}.rbr_reparam.bias"]
         full[f"{block}.rbr_dense.0.weight"] = kernel
         full[f"{block}.rbr_1x1.0.weight"] = torch.zeros_like(own[f"{block}.rbr_1x1.0.weight"])
         full |= _identity_norm(f"{block}.rbr_dense.1", bias) | _identity_norm(f"{block}.rbr_1x1.1", 0 * bias)

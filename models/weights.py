@@ -32,6 +32,19 @@ FORMAT, VERSION = "yolo-distill", 1
 ALWAYS = 100_000_000  # numbers of a file of any size: 0.4 GB
 # what reading comes to where a file has other things in the places of those that are looked for
 MISMADE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+META = ("options", "hyp", "metrics")  # of ours, beside the model
+# what resume looks up in ours (`engine/trainer.py`), and what it is
+TRAINING: Mapping[str, Any] = {
+    "task": Mapping,
+    "optimizer": Mapping,
+    "scaler": Mapping,
+    "ema_updates": int,
+    "optimizer_steps": int,
+    "epoch": int,
+    "best_fitness": int | float,
+    "best_epoch": int,
+    "class_maps": Tensor | None,
+}
 DEFAULT_CLASSES = 80  # COCO's, where neither data, cfg nor weights say
 
 
@@ -117,6 +130,9 @@ def load_model(
     spec = _with_anchors(spec, anchors, None if stands or checkpoint is None else anchors_in(checkpoint.state))
     known = checkpoint.num_classes if checkpoint else None
     num_classes = num_classes or (len(names) if names else None) or known or spec.nc or DEFAULT_CLASSES
+    if num_classes > MOST_CLASSES:
+        where = spec.name if checkpoint is None else checkpoint.path
+        raise UserError(f"{where}: {num_classes} classes; expected at most {MOST_CLASSES}")
     if names is None and checkpoint and checkpoint.names and len(checkpoint.names) == num_classes:
         names = checkpoint.names
     try:
@@ -199,15 +215,30 @@ def _from_ours(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         raise UserError(f"{path} was written by a newer version (format {content['version']}); update this repository")
     if missing := [key for key in ("description", "names", "named", "model") if key not in content]:
         raise UserError(f"{path} is a checkpoint of ours without {', '.join(missing)}; it was not written by this code")
+    mappings = {key: content[key] for key in ("description", *META, "training") if key in content}
+    for key, value in mappings.items():
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}: {key}: expected keys and values; got {shown(value)}")
     description = content["description"]
     return Checkpoint(
         path,
         _tensors(path, content["model"]),
         ModelSpec.from_dict(description, shown(description.get("name", path.stem)), str(path)),
         _listed(content["names"]) if content["named"] else None,
-        content.get("training"),
-        {key: content[key] for key in ("options", "hyp", "metrics") if key in content},
+        None if "training" not in content else _training(path, content["training"]),
+        {key: content[key] for key in META if key in content},
     )
+
+
+def _training(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What resume relies on, looked at as far as the kinds of its values; its tensors are the task's to compare."""
+    for key, kinds in TRAINING.items():
+        if key not in state or not isinstance(state[key], kinds):
+            found = shown(state[key]) if key in state else "nothing"
+            raise UserError(
+                f"{path}: training: {key}: got {found}; it was not written by this code, and no run can go on from it"
+            )
+    return dict(state)
 
 
 def _from_state(path: Path, content: Mapping[str, Any]) -> Checkpoint:
@@ -242,7 +273,7 @@ def _check_family(path: Path, module: StandIn, rows: Mapping[str, Any]) -> None:
     unknown = sorted({str(row[2]) for row in (*rows["backbone"], *rows["head"])} - known)
     if unknown:
         finds = REFUSED.get(str(rows["head"][-1][2]))
-        reason = f"it finds {finds}, not boxes" if finds else f"its layers {', '.join(unknown)} are unknown"
+        reason = f"it finds {finds}, not boxes" if finds else f"its layers {shown(', '.join(unknown), 200)} are unknown"
         raise UserError(f"{path} holds a model of the family {family}, which is not supported: {reason}")
 
 

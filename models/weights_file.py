@@ -88,6 +88,8 @@ def _read_old(file: BinaryIO, path: Path) -> Any:
     _, _, unpickled, keys = (unpickle(file, str(path), modules=False) for _ in range(4))
     kept: dict[str, Tensor] = {}
     left = path.stat().st_size - file.tell()
+    if type(keys.content) is not list or not all(type(key) is str for key in keys.content):
+        raise ValueError("keys of storages that are no names")
     for key in keys.content:
         dtype, count = unpickled.storages[key]
         written = int.from_bytes(file.read(8), "little")

@@ -42,8 +42,8 @@ class Model(nn.Module):
         self.spec = spec
         self.num_classes = num_classes
         self.named = names is not None
+        self.model, self.sources, self._joins, info = build_graph(spec, num_classes)  # refuses what is too large
         self.names = tuple(names) if names is not None else tuple(f"class{i}" for i in range(num_classes))
-        self.model, self.sources, self._joins, info = build_graph(spec, num_classes)
         self.feature_info: tuple[FeatureInfo, ...] = info
         self.head_inputs: tuple[int, ...] = self.sources[-1][: self.head.num_levels]
         self.traced = False

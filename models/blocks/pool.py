@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from models.blocks.base import Block, LayerSpec
 from models.blocks.conv import Conv
 
+MOST_POOLINGS = 16  # of a block; they have no parameters, which are counted elsewhere. Published ones have three
+
 
 class SPP(Block):
     def __init__(self, c_in: int, c_out: int, kernels: Sequence[int] = (5, 9, 13)) -> None:
         super().__init__()
+        _require_few(len(kernels))
         hidden = c_in // 2
         self.cv1 = Conv(c_in, hidden, 1, 1)
         self.cv2 = Conv(hidden * (len(kernels) + 1), c_out, 1, 1)
@@ -41,6 +44,7 @@ class SPPF(Block):
         super().__init__()
         hidden = c_in // 2
         self.number = 3 if number is None else number
+        _require_few(self.number)
         self.cv1 = Conv(c_in, hidden, 1, 1, act=number is None)
         self.cv2 = Conv(hidden * (self.number + 1), c_out, 1, 1)
         self.m = nn.MaxPool2d(kernel, stride=1, padding=kernel // 2)
@@ -67,6 +71,11 @@ class SPPELAN(Block):
         return self.cv5(_pooled_again(self.cv1(x), self.pool, 3))
 
 
+def _require_few(number: int) -> None:
+    if number > MOST_POOLINGS:
+        raise ValueError(f"{number} poolings; expected at most {MOST_POOLINGS}")
+
+
 def _pooled_again(x: Tensor, pool: nn.Module, number: int) -> Tensor:
     """The map, and beside it what one, two ... `number` poolings make of it."""
     pooled = [x]
@@ -83,6 +92,7 @@ class SPPCSPC(Block):
 
     def __init__(self, c_in: int, c_out: int, expansion: float = 0.5, kernels: Sequence[int] = (5, 9, 13)) -> None:
         super().__init__()
+        _require_few(len(kernels))
         hidden = int(2 * c_out * expansion)
         self.cv1 = Conv(c_in, hidden, 1, 1)
         self.cv2 = Conv(c_in, hidden, 1, 1)

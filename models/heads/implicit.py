@@ -109,6 +109,15 @@ class IAuxDetect(IDetect):
 
 
 def folded(weight: Tensor, bias: Tensor, added: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a 1x1 convolution that takes `added` and `factor`, (1, C, 1, 1) each, upon itself."""
+    """Weight and bias of a 1x1 convolution that takes `added` and `factor`, (1, C, 1, 1) each, upon itself.
+
+    Raises:
+        ValueError: they are not those of one convolution, and could become far larger by being spread out.
+    """
+    c_out, c_in = weight.shape[:2] if weight.ndim == 4 else (0, 0)
+    wanted = ((c_out, c_in, 1, 1), (c_out,), (1, c_in, 1, 1), (1, c_out, 1, 1))
+    found = tuple(tuple(value.shape) for value in (weight, bias, added, factor))
+    if found != wanted:
+        raise ValueError(f"implicit knowledge of shapes {found}; expected {wanted}")
     bias = bias + weight.flatten(1) @ added.flatten()
     return weight * factor.view(-1, 1, 1, 1), bias * factor.flatten()

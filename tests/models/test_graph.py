@@ -248,6 +248,10 @@ def test_another_activation_reaches_every_block(write):
         ({"activation": "nn.Sin()"}, "no activation is called 'nn.Sin'"),
         ({"activation": "__import__('os')"}, "an activation looks like"),
         ({"activation": "nn.LeakyReLU(open)"}, "arguments of an activation are numbers"),
+        ({"activation": "nn.LeakyReLU([)"}, "arguments of an activation are numbers"),
+        ({"activation": "nn.LeakyReLU(1:1:1)"}, "arguments of an activation are numbers"),
+        ({"activation": "nn.LeakyReLU(slope=0.1)"}, "unexpected keyword argument 'slope'"),
+        (with_row("backbone", 0, [-1, 1, "Conv", [8, 3, 1, None, 1, "nn.ReLU({)"]]), "arguments of an activation are"),
     ],
 )
 def test_bad_rows_are_named(changes, message, write):
@@ -266,6 +270,10 @@ TOO_MUCH = {
     "classes": ({"nc": 10**9}, "nc: got 1000000000, expected a whole number of at least 1, 100000 at most"),
     "anchors": ({"anchors": 10**9}, "anchors: got 1000000000, expected at most 100 a level"),
     "an activation": ({"activation": [1]}, r"activation: got \[1\], expected text"),
+    "a long activation": ({"activation": f"nn.LeakyReLU({'1:' * 200_000}1)"}, "an activation looks like"),
+    "poolings": (with_row("backbone", 0, [-1, 1, "SPPF", [8, 5, 10**7]]), "10000000 poolings; expected at most 16"),
+    "kernels": (with_row("backbone", 0, [-1, 1, "SPP", [8, [5] * 1000]]), "1000 poolings; expected at most 16"),
+    "kernels of halves": (with_row("backbone", 0, [-1, 1, "SPPCSPC", [8, 0.5, [5] * 17]]), "17 poolings; expected at"),
 }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import sys
 import types
 from pathlib import Path
@@ -16,7 +17,20 @@ from models.spec import ModelSpec
 from models.transfer import transfer
 from models.weights import load_model, read_checkpoint
 from models.yolo import Model
+from tests.models.limited import outcomes
 from utils.errors import UserError
+
+UNFINISHED = {
+    "task": {},
+    "optimizer": {},
+    "scaler": {},
+    "ema_updates": 3,
+    "optimizer_steps": 3,
+    "epoch": 2,
+    "best_fitness": 0.5,
+    "best_epoch": 1,
+    "class_maps": None,
+}
 
 
 @pytest.fixture
@@ -87,8 +101,8 @@ def test_our_checkpoint_comes_back_whole(ours, small, image):
     assert report.taken == report.total and report.line() == f"{report.total} of {report.total} tensors"
     assert model.names == ("cat", "dog", "cow") and model.named
     assert dataclasses.replace(model.spec, nc=80) == small.spec
-    checkpoint = read_checkpoint(ours(training={"epoch": 2}))
-    assert checkpoint.training == {"epoch": 2} and checkpoint.meta["metrics"] == {"mAP50": 0.5}
+    checkpoint = read_checkpoint(ours(training=UNFINISHED))
+    assert checkpoint.training == UNFINISHED and checkpoint.meta["metrics"] == {"mAP50": 0.5}
     assert read_checkpoint(ours()).training is None
 
 
@@ -109,6 +123,25 @@ def test_a_newer_or_incomplete_format_is_told(ours):
     torch.save({"format": "yolo-distill", "version": 1, "model": {}}, path)
     with pytest.raises(UserError, match="without description, names, named"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize("key", ["description", "options", "hyp", "metrics", "training"])
+@pytest.mark.parametrize("value", [5, ["lr0"], None])
+def test_parts_of_ours_that_are_no_mappings_are_told(key, value, ours):
+    with pytest.raises(UserError, match=rf"best\.pt: {key}: expected keys and values; got "):
+        read_checkpoint(ours(**{key: value}))
+
+
+@pytest.mark.parametrize("key", UNFINISHED)
+def test_a_state_that_no_run_can_go_on_from_is_told(key, ours):
+    for state, found in (
+        ({**UNFINISHED, key: "x"}, "x"),
+        ({k: UNFINISHED[k] for k in UNFINISHED if k != key}, "nothing"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"best\.pt: training: {key}: got {found}; it was not written by this code"
+        ):
+            read_checkpoint(ours(training=state))
 
 
 def test_a_published_pickle_is_read_without_its_code(published, small, image):
@@ -333,6 +366,39 @@ def test_folded_weights_fit_the_training_form(learned, image):
     again = Model(learned.spec, 3)
     transfer(again, folded.state_dict())
     same_outputs(again, learned, image, 1e-4)
+
+
+def test_implicit_knowledge_of_another_convolution_is_not_folded(learned):
+    inference, state = Model(deployed(learned.spec), 3), learned.state_dict()
+    head = f"model.{len(learned.model) - 1}"
+    for key in ("ia.0.implicit", "im.0.implicit", "m.0.bias", "m.0.weight"):
+        with pytest.raises(ValueError, match="implicit knowledge of shapes"):
+            transfer(
+                inference,
+                {**state, f"{head}.{key}": state[f"{head}.{key}"][:1, :1] if key[0] == "i" else torch.ones(1)},
+            )
+
+
+def spread(*shape):
+    """A tensor of one number, whatever its shape."""
+    return torch.ones(1).expand(*shape) if len(shape) == 1 else torch.ones((1,) * len(shape)).expand(*shape)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are Linux's")
+def test_small_files_of_large_tensors_are_refused_without_memory(ours, small, tmp_path):
+    state = small.state_dict()
+    factors = {f"model.24.{part}.0.implicit": torch.ones(1, 1, 1, 1) for part in ("ia", "im")}
+    head = {"model.24.m.0.weight": spread(50_000, 1, 1, 1), "model.24.m.0.bias": spread(50_000, 1)}
+    fused = {key: value for key, value in state.items() if ".bn." not in key}
+    biases = {key.replace("weight", "bias"): spread(1_000_000) for key in fused if key.endswith(".conv.weight")}
+    cases = {
+        "classes": ({**state, "model.24.m.0.bias": spread(99_000_000)}, r"32999995 classes; expected at most 100000$"),
+        "factors": ({**state, **head, **factors}, "is not made as checkpoints are: implicit knowledge of shapes"),
+        "biases": ({**fused, **biases}, "^loaded$"),
+    }
+    paths = [Path(ours(model=content)).rename(tmp_path / f"{name}.pt") for name, (content, _) in cases.items()]
+    for said, (_, message) in zip(outcomes(paths), cases.values(), strict=True):
+        assert re.search(message, said), said
 
 
 def test_other_classes_leave_the_heads_and_say_why(learned):
