@@ -33,6 +33,7 @@ from utils.opencv import cv2
 log = logging.getLogger(__name__)
 
 VERSION = 1  # to be raised whenever the same settings give other pictures
+MOST_PIXELS = 4_000_000_000  # of all images: thirty times the demonstration's, and at most 12 GB
 
 __all__ = ["CLASSES", "DrawSettings", "drawn_folder", "read_settings"]
 
@@ -55,6 +56,13 @@ def read_settings(draw: Any, where: str) -> DrawSettings:
     settings = from_mapping(draw, DrawSettings, f"{where}: draw")
     if settings.size[0] > settings.size[1]:
         raise UserError(f"{where}: draw: size: expected the smallest side first, got {list(settings.size)}")
+    count = settings.train + settings.val + settings.test
+    if count * settings.size[1] ** 2 > MOST_PIXELS:
+        raise UserError(
+            f"{where}: draw: got {count} images of up to {settings.size[1]} x {settings.size[1]} pixels, "
+            f"{count * settings.size[1] ** 2 / 1e9:.1f} billion in all, expected at most {MOST_PIXELS / 1e9:.0f}; "
+            "take fewer or smaller ones"
+        )
     return settings
 
 

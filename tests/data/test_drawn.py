@@ -110,6 +110,10 @@ def test_our_demonstration_names_the_classes_that_are_drawn(root):
         ({"train": 0}, r"in \[1, 100000\]"),
         ({"size": [200, 100]}, "smallest"),
         (True, "mapping"),
+        (
+            dict.fromkeys(("train", "val", "test"), 100_000) | {"size": [2048, 2048]},
+            "got 300000 images of up to 2048 x 2048 pixels, 1258.3 billion in all, expected at most 4; take fewer",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(draw, message):

@@ -126,6 +126,28 @@ def test_figures_are_labels_first_batches_and_curves(tmp_path: Path) -> None:
     assert drawn == {"labels.png", "results.png", *(f"train_batch{step}.jpg" for step in range(3))}
 
 
+def test_a_figure_that_cannot_be_drawn_is_told_once_and_a_full_disk_as_such(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    for name in ("label_statistics", "batch_mosaic", "results_curves"):
+        monkeypatch.setattr(f"engine.loggers.figures.{name}", fail)
+    batch = Batch(torch.rand(2, 3, 64, 64), torch.zeros(0, 6), torch.ones(2))
+    (tmp_path / "results.csv").write_text("nonsense")
+    error: Exception = ValueError("no such glyph")
+    figures = Figures(tmp_path, ("a",))
+    for step in range(3):
+        figures.on_step_end(trainer(), Progress(0, step, 3, 5), batch, TERMS)
+    figures.on_fit_end(trainer(), outcome(tmp_path))
+    (told,) = caplog.messages
+    assert told == f"{tmp_path / 'labels.png'} cannot be drawn (ValueError: no such glyph); training goes on without"
+    error = OSError(28, "No space left on device", "a.png")
+    with pytest.raises(OSError, match="No space left"):
+        figures.on_fit_end(trainer(), outcome(tmp_path))
+
+
 def test_what_the_machine_refuses_a_watcher_is_told_once_and_a_bug_is_raised(caplog: pytest.LogCaptureFixture) -> None:
     class Watcher(Callback):
         def on_epoch_end(self, trainer: Any, record: EpochRecord) -> None:
