@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.arrays import read_array
 from data.geometry import GREY, fitted_size, resize
 from data.images import read_image
 from data.lost import Lost
@@ -252,16 +253,14 @@ class ImageStore:
         path = self.paths[index]
         if not self.on_disk:
             return read_image(path)
-        cached = Path(f"{path}.npy")
+        cached, shape = Path(f"{path}.npy"), (*self.shapes[index].tolist(), 3)
         try:
             if cached.stat().st_mtime_ns >= Path(path).stat().st_mtime_ns:
-                pixels: Image = np.load(cached, allow_pickle=False)
-                if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size:
-                    return pixels
-        except (OSError, ValueError, EOFError, MemoryError):
-            pass  # not there yet, half a file, or one from elsewhere that claims more than there is
+                return read_array(cached, np.uint8, shape)
+        except Exception as error:  # not there yet, half a file, or whatever one comes to that somebody else has made
+            log.debug("%s: not taken (%s)", cached, error)
         image = read_image(path)
-        if image is not None and self._writes:
+        if image is not None and image.shape == shape and self._writes:  # of another shape, it would not be taken
             try:
                 write_atomically(cached, lambda temporary: np.save(temporary, image), durable=False)
             except OSError as error:

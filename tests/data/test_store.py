@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -116,6 +117,48 @@ def test_a_damaged_disk_cache_is_made_again(files, content, no_automatic_cache):
     path.write_bytes(content)
     np.testing.assert_array_equal(store(files, "disk").load(0).image, store(files).load(0).image)
     assert np.load(path).shape == (48, 64, 3)
+
+
+def foreign(path, kind):
+    """Writes what may have come with a data set in place of the pixels of an image of 48 x 64."""
+    pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+    if kind in ("zip", "damaged zip"):
+        np.savez(path.with_suffix(".npz"), pixels)
+        whole = path.with_suffix(".npz").read_bytes()
+        path.write_bytes(whole if kind == "zip" else whole[:-30])
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "claims":
+        np.save(path, pixels)
+        path.write_bytes(path.read_bytes().replace(b"(48, 64, 3), }" + b" " * 9, b"(48, 64, 99999999999)} "))
+    else:
+        np.save(path, {"larger": np.zeros((96, 128, 3), np.uint8), "longer": np.zeros((48, 64, 4), np.uint8),
+                       "floats": pixels.astype(np.float32), "columns": np.asfortranarray(pixels)}[kind])  # fmt: skip
+
+
+KINDS = ("zip", "damaged zip", "pipe", "device", "claims", "larger", "longer", "floats", "columns")
+
+
+def test_a_foreign_disk_cache_is_made_again(tmp_path, write_image, limited):
+    """Nobody waits for a pipe, and nothing else is shown than the image."""
+    for kind in KINDS:
+        foreign(Path(f"{write_image(tmp_path / f'{kind}.png')}.npy"), kind)
+    limited("import numpy as np; from pathlib import Path; from data.store import ImageStore; "
+            "from data.images import read_image", f"""
+paths = sorted(map(str, Path({str(tmp_path)!r}).glob("*.png")))
+store = ImageStore(paths, np.array([[48, 64]] * len(paths)), (64, 64), smooth=True, cache="disk", where="train")
+for index, path in enumerate(paths):
+    assert (store.load(index).image == read_image(path)).all(), path
+    assert (np.load(path + ".npy") == read_image(path)).all(), path
+""")  # fmt: skip
+
+
+def test_a_disk_cache_of_an_image_that_has_changed_is_not_written(files, write_image, no_automatic_cache):
+    write_image(Path(files[0][0]), (10, 20))
+    assert store(files, "disk").load(0).original == (10, 20)
+    assert not Path(files[0][0] + ".npy").exists()
 
 
 def test_a_disk_that_cannot_be_written_to_does_no_harm(files, monkeypatch, caplog, no_automatic_cache):
