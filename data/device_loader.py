@@ -95,7 +95,7 @@ class DeviceLoader(TrainLoader):
         self._pixels = _moved_whole(self._packed.pixels, device) if resident else None
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, drawn in ahead(self._drawn(iter(self._loader))):
+        for batch, drawn in ahead(self._drawn(self._joined())):
             if drawn is not None:
                 asking = torch.cuda.current_stream(self.device)
                 asking.wait_event(drawn)

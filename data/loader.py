@@ -21,6 +21,7 @@ from data.spec import DataSpec
 from data.store import FORKS
 from data.unlabelled import with_unlabelled
 from data.view import View, open_images
+from utils.allocator import settle
 from utils.hyp import Hyp
 from utils.interruption import leave_signals_to_parent
 from utils.opencv import one_thread
@@ -41,6 +42,7 @@ class Loader:
         self.stride = stride
         self.image_size = image_size
         self.workers = workers
+        self._forked = False  # workers stay
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -59,6 +61,12 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._joined()
+
+    def _joined(self) -> Iterator[Any]:
+        if self.workers and FORKS and not self._forked:
+            settle()
+            self._forked = True
         return iter(self._loader)
 
 

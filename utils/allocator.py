@@ -35,17 +35,22 @@ def return_freed_memory() -> bool:
     return trim is not None and bool(trim(0))
 
 
-@contextmanager
-def settled() -> Iterator[None]:
-    """What lives at its beginning is not looked at by the garbage collector until its end, and what was freed before is
-    given back to the system.
+def settle() -> None:
+    """What lives now is not looked at by the garbage collector any more, and what was freed is given back to the system.
 
-    Looking at an object is writing into its page: processes that were forked from this one would then have a copy of
-    all pages that it holds objects in (a hundred megabytes), whenever it first happens to look at all.
+    To be called before processes are forked. Looking at an object is writing into its page, and so is taking memory
+    again that was free: each time the page is there once more, and once for all of the others. Whenever the collector
+    first happened to look at all, that was a hundred megabytes.
     """
     gc.collect()
     gc.freeze()
     return_freed_memory()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """`settle`, until its end."""
+    settle()
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from dataclasses import replace
@@ -14,6 +15,7 @@ from data.dataset import prepare
 from data.loader import eval_loader, train_loader
 from data.sampler import TrainSampler, rectangles, weigh_images
 from data.spec import read_data
+from data.store import FORKS
 from utils.boxes import to_original, xywh_to_xyxy
 from utils.errors import UserError
 from utils.hyp import Hyp
@@ -124,6 +126,21 @@ def test_loading_leaves_the_global_generators_alone(make_data):
     epochs(loader)
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numbers).all()  # noqa: NPY002
+
+
+@pytest.mark.skipif(not FORKS, reason="workers are not forked here")
+def test_the_garbage_collector_leaves_alone_what_forked_workers_share(make_data):
+    loader = training(make_data(), workers=1)
+    gc.unfreeze()
+    try:
+        list(loader)
+        frozen = gc.get_freeze_count()
+        assert frozen > 1000
+        new = [[] for _ in range(5000)]
+        list(loader)  # by the same worker
+        assert gc.get_freeze_count() < frozen + len(new)
+    finally:
+        gc.unfreeze()
 
 
 def test_channels_are_rgb(tmp_path, make_data):
