@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.images import BadImage, image_size
+from data.label_file import BadLabels, read
 from data.scan import label_path
 from utils.dist import is_main
 from utils.errors import UserError
@@ -34,6 +35,7 @@ from utils.files import write_text
 log = logging.getLogger(__name__)
 
 LINE = "left,top,width,height,score,category,truncation,occlusion"
+IMAGES = f"{os.sep}images{os.sep}"  # in a path: what is before it is the data set's
 REGION, OTHERS = 0, 11  # categories that are no classes
 
 
@@ -107,12 +109,14 @@ def write_labels(images: Sequence[str], where: str) -> None:
         where: what messages start with.
 
     Raises:
-        UserError: an annotation is none of VisDrone's, or no file can be written.
+        UserError: an annotation is none of VisDrone's, no file can be written, or it would lie outside the data set.
     """
     unlabelled = [image for image in images if not _exists(label_path(image))]
     todo = [image for image in unlabelled if _exists(annotation_path(image))]
     if not todo:
         return
+    for folder, home in {(Path(label_path(image)).parent, image.rpartition(IMAGES)[0]) for image in todo}:
+        _require_inside(folder, Path(home))
     counts = Counter(there=len(images) - len(unlabelled), bare=len(unlabelled) - len(todo))
     for image in tqdm(todo, f"{where}: converting annotations", delay=1, disable=not is_main()):
         try:
@@ -135,10 +139,22 @@ def annotation_path(image: str) -> str:
 
 def _convert_file(path: Path, size: tuple[int, int]) -> Converted:
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    except OSError as error:
+        text = read(str(path))
+    except BadLabels as error:
+        raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return convert(text, size, str(path))
+
+
+def _require_inside(folder: Path, home: Path) -> None:
+    """Raises UserError where a folder of labels, or one above it, is a link out of the folder that has the images."""
+    place = Path(os.path.realpath(folder))  # which bears links to themselves, as `resolve` does not
+    if not place.is_relative_to(os.path.realpath(home)):
+        raise UserError(
+            f"{folder}: leads to {place}, and what convert: writes stays in {home}; expected a folder of "
+            "its own there, or none"
+        )
 
 
 def _write(path: Path, rows: NDArray[np.float64]) -> None:

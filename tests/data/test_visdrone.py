@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import data.spec
 import data.visdrone
 from data.labels import read_labels
 from data.spec import read_data
-from data.visdrone import convert
+from data.visdrone import convert, write_labels
 from utils.errors import UserError
 
 SIZE = (540, 960)  # height, width
@@ -202,6 +203,60 @@ def test_a_bad_line_is_answered_with_its_file_and_number(visdrone):
     ):
         read_data(file)
     assert not labels_of(file).exists()
+
+
+def test_annotations_are_files_of_a_size_that_annotations_have(tmp_path, write_image, limited):
+    """Nobody waits for a pipe, or reads a device that has no end."""
+    (tmp_path / "annotations").mkdir()
+    images = [str(write_image(tmp_path / f"images/{name}.png")) for name in ("pipe", "device", "large", "closed")]
+    os.mkfifo(tmp_path / "annotations/pipe.txt")
+    (tmp_path / "annotations/device.txt").symlink_to("/dev/zero")
+    (tmp_path / "annotations/large.txt").write_bytes(b"\n" * 11_000_000)
+    (tmp_path / "annotations/closed.txt").mkdir()
+    said = limited("from data.visdrone import write_labels; from utils.errors import UserError", f"""
+for image in {images}:
+    try:
+        write_labels([image], "train")
+    except UserError as error:
+        print(error)
+""")  # fmt: skip
+    reasons = [line.partition(".txt: ")[2] for line in said.splitlines()]
+    assert reasons == ["not a file"] * 2 + ["a file of 11 MB, expected labels of one image", "not a file"]
+
+
+@pytest.mark.parametrize("link", ["labels", "labels/deep"])
+def test_nothing_is_written_where_a_link_leads_out_of_the_data_set(tmp_path, write_image, link):
+    images = [str(write_image(tmp_path / f"mine/images/{name}.png")) for name in ("0", "deep/labels/1")]
+    for name in ("0", "deep/labels/1"):
+        annotation = tmp_path / f"mine/annotations/{name}.txt"
+        annotation.parent.mkdir(parents=True, exist_ok=True)
+        annotation.write_text("1,2,3,4,1,1,0,0")
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "mine" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "mine" / link).symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=rf"{link}.* leads to {tmp_path}/victim.*, and what convert: writes stays in"):
+        write_labels(images[::-1], "train")
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path, write_image):
+    image = str(write_image(tmp_path / "images/0.png"))
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/0.txt").write_text("1,2,3,4,1,1,0,0")
+    (tmp_path / "labels").symlink_to(tmp_path / "labels")
+    with pytest.raises(UserError, match=r"labels/0\.txt: cannot be written"):
+        write_labels([image], "train")
+
+
+def test_a_data_set_behind_a_link_is_converted(tmp_path, write_image):
+    write_image(tmp_path / "disk/images/0.png")
+    (tmp_path / "disk/annotations").mkdir()
+    (tmp_path / "disk/annotations/0.txt").write_text("1,2,3,4,1,1,0,0")
+    (tmp_path / "disk/other").mkdir()
+    (tmp_path / "disk/labels").symlink_to(tmp_path / "disk/other")  # within it
+    (tmp_path / "mine").symlink_to(tmp_path / "disk")
+    write_labels([str(tmp_path / "mine/images/0.png")], "train")
+    assert (tmp_path / "disk/other/0.txt").exists()
 
 
 def test_images_that_cannot_be_read_or_have_no_annotations_get_no_labels(visdrone, caplog):
