@@ -28,6 +28,11 @@ NAMES = (
     "_codecs encode", "numpy dtype", "torch._tensor _rebuild_from_type_v2", "torch Size", "os system", "builtins eval",
     "__builtin__ getattr", "torch.storage UntypedStorage", "torch.hub load",
 )  # fmt: skip
+CALLED = (
+    "collections OrderedDict", "collections Counter", "__builtin__ set", "__builtin__ bytes", "_codecs encode",
+    "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch._tensor _rebuild_from_type_v2",
+    "models.yolo Model", "torch Size", "numpy dtype",
+)  # fmt: skip
 WHOLE = st.sampled_from([0, 1, 2, 3, 8, 255, 65535, 2**31 - 1, -1, 2**40, 2**62, 2**63 - 1])
 
 
@@ -132,6 +137,69 @@ OPCODE = st.one_of(
     tensor(),
 )
 PICKLE = st.lists(OPCODE, max_size=60).map(lambda codes: b"\x80\x02" + b"".join(codes) + b".")
+
+
+# what functions of PyTorch and Python are called with; others with anything
+LONG = st.sampled_from([1, 1000, 100_000]).map(lambda count: _text("a" * count))
+MANY = st.sampled_from([0, 3, 20_000]).map(lambda count: b"](" + b"".join(map(_number, range(count))) + b"e")
+
+
+def _arguments(name: str, value: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
+    if name == "_codecs encode":
+        parts = [LONG, st.just(_text("latin1"))]
+    elif name.startswith("torch._utils _rebuild_tensor"):
+        sides = st.one_of(st.just(b"K\x01\x85"), value, value.map(lambda one: one + b"\x85"))
+        parts = [storage(), st.just(_number(0)), sides, sides, st.just(b"\x89N")]
+    elif name.startswith("torch._tensor"):
+        parts = [st.sampled_from(CALLED).map(_named), st.just(b"N"), value, st.just(b"N")]
+    elif name.startswith("torch._utils"):
+        parts = [st.one_of(tensor(), value), st.just(b"\x89N")]
+    else:
+        return st.one_of(
+            st.one_of(MANY, value).map(lambda one: one + b"\x85"),
+            st.sampled_from([0, 2, 50_000]).map(lambda count: b"(" + b"N" * count + b"t"),
+        )
+    return st.tuples(*parts).map(lambda made: b"(" + b"".join(made) + b"t")
+
+
+def _named(name: str) -> bytes:
+    return "c{}\n{}\n".format(*name.split()).encode()
+
+
+@st.composite
+def called(draw: st.DrawFn, value: SearchStrategy[bytes]) -> bytes:
+    """What a function gives, or a list of what it gives again and again for the same arguments."""
+    name = draw(st.sampled_from(CALLED))
+    arguments, times = draw(_arguments(name, value)), draw(st.sampled_from([0, 0, 1, 20_000]))
+    if not times:
+        return _named(name) + arguments + b"R"
+    return b"](" + arguments + b"q\x01" + _named(name) + b"q\x02" + b"h\x02h\x01R" * times + b"e"
+
+
+def _made_of(value: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
+    """A value made of a value, by opcodes that find what they want."""
+    times = st.sampled_from([0, 1, 8, 60, 1000])
+    return st.one_of(
+        st.builds(lambda one, count: one + b"q\x00h\x00\x86" * count, value, times),  # twice in itself, and that again
+        st.builds(lambda one, count: one + b"\x85" * count * 100, value, times),
+        st.builds(lambda one, count: b"](" + one + b"q\x00" + b"h\x00" * count * 100 + b"e", value, times),
+        st.builds(lambda one, nothing: one + nothing, value, st.sampled_from([b"Nb", b"(e", b"(u", b"}b"])),
+        st.builds(lambda key, one: b"}" + key + one + b"s", value, value),
+        st.builds(lambda one, other: b"(" + one + other + b"t", value, value),
+        called(value),
+        called(value),
+    )
+
+
+SIMPLE = st.one_of(
+    st.sampled_from([b"N", b"\x88", b")", b"]", b"}", b"\x8f", _number(2**61 - 1 << 200)]),
+    *(WHOLE.map(_number), LONG, MANY, storage(), tensor()),
+)
+VALUE = st.recursive(SIMPLE, _made_of, max_leaves=8)
+PLACES = st.sampled_from(["model", "ema", "yaml", "format", "names", "model.0.conv.weight"]).map(_text)
+FITTING = st.one_of(VALUE, st.builds(lambda key, value: b"}" + key + value + b"s", PLACES, VALUE)).map(
+    lambda content: b"\x80\x02" + content + b"."
+)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ def run_case(target: Target, folder: Path, case: bytes) -> bool:
     try:
         target.read(path)
     except (UserError, BadImage, BadLabels) as error:
+        assert not isinstance(error.__cause__, MemoryError), "it ran out of memory"
         first = str(error).splitlines()[0] if str(error) else ""
         assert 0 < len(first) < 2000, f"a reason of {len(first)} letters: {first[:200]!r}"
         return False

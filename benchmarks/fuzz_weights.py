@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import nn
 
-from benchmarks.fuzz_cases import PICKLE, Files, changed, rezipped, zipped
+from benchmarks.fuzz_cases import FITTING, PICKLE, Files, changed, rezipped, zipped
+from benchmarks.fuzz_cases import content as plain
 from models.weights import ALWAYS, load_model, read_checkpoint
+from models.weights_file import OLD_START
+from utils.hyp import hyp_from_dict
 
 TINY = {
     "nc": 2,
     "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]],
     "head": [[[2], 1, "Detect", ["nc"]]],
 }
+EMPTY = st.just(b"\x80\x02}.")
 
 
 def checkpoints() -> SearchStrategy[bytes]:
@@ -32,15 +36,30 @@ def checkpoints() -> SearchStrategy[bytes]:
     state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     ours = {
         "format": "yolo-distill", "version": 1, "description": model.spec.to_dict(), "names": ["a", "b"], "named": True,
-        "model": state, "options": {}, "hyp": {}, "metrics": {}, "training": {"epoch": 1},
+        "model": state, "options": {}, "hyp": {}, "metrics": {},
+        "training": {
+            "task": state, "optimizer": {}, "scaler": {}, "ema_updates": 1, "optimizer_steps": 1, "epoch": 1,
+            "best_fitness": 0.5, "best_epoch": 0, "class_maps": None,
+        },
     }  # fmt: skip
     files = [_saved(ours), _published(model), _saved(state)]
     shapes = st.one_of(reshaped(ours, state), reshaped({"model": {}}, state))
     old = [_saved(state, _use_new_zipfile_serialization=False)]
-    pickles = st.builds(lambda content: zipped({"x/data.pkl": content, "x/data/0": bytes(256)}), PICKLE)
-    return st.one_of(
-        changed(Files(files + old)), rezipped(Files(files)), rezipped(Files(files), PICKLE), pickles, shapes
+    pickles = st.builds(
+        lambda content: zipped({"x/data.pkl": content, "x/data/0": bytes(256)}), st.one_of(PICKLE, FITTING)
     )
+    olds = st.builds(lambda *four: OLD_START + b"".join(four), EMPTY, EMPTY, st.one_of(EMPTY, FITTING), FITTING)
+    return st.one_of(
+        *(changed(Files(files + old)), rezipped(Files(files)), rezipped(Files(files), PICKLE), pickles, olds, shapes),
+        odd_parts(ours),
+    )
+
+
+def odd_parts(content: dict[str, object]) -> SearchStrategy[bytes]:
+    """A checkpoint of ours some of whose parts are something else."""
+    odd = st.one_of(plain(("lr0", "epoch", "backbone", "anchors", "task")), st.just({}))
+    parts = st.dictionaries(st.sampled_from(sorted(content)), odd, min_size=1, max_size=3)
+    return parts.map(lambda changes: _saved({**content, **changes}))
 
 
 def reshaped(content: dict[str, object], state: dict[str, torch.Tensor]) -> SearchStrategy[bytes]:
@@ -63,6 +82,9 @@ def read_weights(path: Path) -> None:
         assert type(key) is str and type(value) is torch.Tensor and value.numel() <= ALWAYS
     if checkpoint.spec is not None:
         load_model(checkpoint)
+    trained = checkpoint.meta.get("hyp")
+    if trained is not None:  # as validation shows images
+        hyp_from_dict(trained, str(path), quiet=True)
 
 
 def safetensors() -> SearchStrategy[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ def require_linux() -> None:
     """Raises UserError where nobody tells what memory is private."""
     if not STATUS.exists():
         raise UserError(f"{STATUS}: there is none; private memory of processes is told by Linux alone")
+
+
+def limit(megabytes: float) -> None:
+    """This process may take so much more than it has now; what would take more raises MemoryError. Linux alone can."""
+    with contextlib.suppress(OSError, ImportError):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + int(megabytes * 1e6)
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def megabytes(process: Any, kind: Any) -> float:

@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.memory import limit
+
 SECONDS = 10  # of the processor
 MEGABYTES = 800  # more than the process has before; 2 million objects take half of it
-FORBIDDEN = "MemoryError"
 
 
 def outcomes(paths: Sequence[Path]) -> list[str]:
@@ -51,9 +52,7 @@ def _tried(path: str) -> str:
 
 
 def _limit() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MEGABYTES * 1_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit(MEGABYTES)
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + SECONDS, resource.RLIM_INFINITY))
 

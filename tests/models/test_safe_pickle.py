@@ -21,7 +21,7 @@ from models.safe_pickle import _Reader
 from models.stand_ins import StandIn, module_tensors
 from models.weights import read_checkpoint
 from models.weights_file import OLD_START, read_file
-from tests.models.limited import FORBIDDEN, outcomes
+from tests.models.limited import outcomes
 from utils.errors import UserError
 
 
@@ -375,9 +375,7 @@ def ended(tmp_path_factory):
     paths = [checkpoint(folder / f"{index}.pt", content) for index, content in enumerate(contents.values())]
     keys = folder / "old.pt"
     keys.write_bytes(old_file(b"](" + LAUGHS + b"e"))
-    found = dict(zip((*contents, "keys of an old file"), outcomes([*paths, keys]), strict=True))
-    assert not any(FORBIDDEN in reason for reason in found.values()), found
-    return found
+    return dict(zip((*contents, "keys of an old file"), outcomes([*paths, keys]), strict=True))
 
 
 def old_file(keys):
@@ -388,7 +386,7 @@ def old_file(keys):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are Linux's")
 @pytest.mark.parametrize("kind", [*TAKES_TIME, "keys of an old file"])
 def test_small_files_that_mean_very_much_end_at_once(kind, ended):
-    assert re.match(r"\S+\.pt (is|nests) ", ended[kind]), ended[kind]
+    assert re.match(r"\S+\.pt (is|nests) ", ended[kind]) and "MemoryError" not in ended[kind], ended[kind]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are Linux's")
