@@ -36,6 +36,7 @@ BLOCK = 1 << 24  # bytes that are read at once at most: a header may claim any s
 MOST_MEMBERS = 10_000_000  # of an archive, among them empty files, which take no bytes that would count
 MOST_FOLDERS = 100_000
 MOST_PARTS = 50  # of a member's name: deeper folders are more than Python's own functions for folders follow
+AGENT = "yolo-distillation"  # some hosts refuse what calls itself Python-urllib
 PATIENCE = 60  # seconds in which a server must say something
 SHELLS = ("bash ", "sh ")  # what commands begin with; other text is Python, as in the files of YOLOv5
 
@@ -149,7 +150,8 @@ def _download(address: str, file: Path) -> None:
         OSError, ValueError, HTTPException: it cannot be had, or not as a whole.
     """
     room = shutil.disk_usage(file.parent).free // 2  # images do not get smaller in an archive
-    with urllib.request.urlopen(address, timeout=PATIENCE) as answer, file.open("wb") as written:
+    asked = urllib.request.Request(address, headers={"User-Agent": AGENT})
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer, file.open("wb") as written:
         announced = int(answer.headers.get("Content-Length") or 0)
         _check_room(announced, room)
         with tqdm(total=announced or None, unit="B", unit_scale=True, disable=not is_main()) as bar:
