@@ -315,6 +315,10 @@ def again(name, arguments, times):
     return b"](" + named(name) + b"q\x00" + arguments + b"q\x01" + b"R" + b"h\x00h\x01R" * times + b"e"
 
 
+def mapping(**entries):
+    return b"}" + b"".join(text(key) + value + b"s" for key, value in entries.items())
+
+
 LAUGHS = b")" + b"q\x00h\x00\x86" * 60  # a tuple of two, which are the same tuple of two, and so on
 TALL = b")" + b"\x85" * 400_000
 LONG_TEXT = text("a" * 200_000)
@@ -349,20 +353,23 @@ TAKES_TIME = {
         "collections.OrderedDict", b"}(" + b"".join(number(i) + b"N" for i in range(20_000)) + b"u\x85", 20_000
     ),
     "arguments copied again and again": again("models.yolo.Model", b"(" + b"N" * 300_000 + b"t", 100_000),
-    "storages described again and again": b"]((" + b"N" * 300_000 + b"tq\x00" + b"Qh\x00" * 100_000 + b"Qe",
+    "storages described again and again": b"]("
+    + STORED[:-2]
+    + b"N" * 300_000
+    + b"tq\x00Q"
+    + b"h\x00Q" * 100_000
+    + b"e",
     "names of which each is a class": b"](" + b"".join(b"cmodels.a\n%d\n" % i for i in range(2_000)) + b"e",
-    "words written out again and again": b"}"
-    + text("backbone")
-    + LONG_TEXT
-    + b"q\x00]("
-    + b"h\x00" * 500_000
-    + b"es"
-    + text("head")
-    + b"]s",
+    "words written out again and again": mapping(
+        format=text("yolo-distill"),
+        names=b"]",
+        named=b"\x89",
+        model=b"}",
+        description=mapping(head=b"]", backbone=mapping(a=b"](" + LONG_TEXT + b"q\x00" + b"h\x00" * 500_000 + b"e")),
+    ),
 }
 TAKES_NONE = {
     "tensors of one storage": b"".join(b"(" + tensor(0, [4], [1]) + b"q\x01h\x01h\x01h\x01tq\x01" for _ in range(9)),
-    "one tensor": b"](" + tensor(0, [4], [1]) + b"q\x00" + b"h\x00" * 1_000_000 + b"e",
     "one class": b"](" + STAND_IN * 500_000 + b"e",
 }
 
