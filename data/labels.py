@@ -210,7 +210,7 @@ def _tell_problems(labels: Labels, where: str) -> None:
     if counts.duplicates:
         log.info("%s: %d duplicate rows dropped", where, counts.duplicates)
     if labels.problems:
-        more = len(labels.problems) - SHOWN
+        more = counts.corrupt + counts.skipped_rows - SHOWN
         log.log(
             logging.WARNING if is_main() else logging.DEBUG,  # all ranks read the same
             "%s: skipped %d corrupt images and %d rows:\n%s%s",
