@@ -148,7 +148,7 @@ def _arguments(name: str, value: SearchStrategy[bytes]) -> SearchStrategy[bytes]
     if name == "_codecs encode":
         parts = [LONG, st.just(_text("latin1"))]
     elif name.startswith("torch._utils _rebuild_tensor"):
-        sides = st.one_of(st.just(b"K\x01\x85"), value, value.map(lambda one: one + b"\x85"))
+        sides = st.one_of(st.just(b"K\x01\x85"), value, _folded(value), _folded(value).map(lambda one: one + b"\x85"))
         parts = [storage(), st.just(_number(0)), sides, sides, st.just(b"\x89N")]
     elif name.startswith("torch._tensor"):
         parts = [st.sampled_from(CALLED).map(_named), st.just(b"N"), value, st.just(b"N")]
@@ -178,17 +178,23 @@ def called(draw: st.DrawFn, value: SearchStrategy[bytes]) -> bytes:
 
 def _made_of(value: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
     """A value made of a value, by opcodes that find what they want."""
-    times = st.sampled_from([0, 1, 8, 60, 1000])
+    times = st.sampled_from([0, 1, 8, 1000])
+    nothing = st.sampled_from([b"", b"Nb", b"(e", b"(u", b"}b"])  # is done to it
+    key = st.builds(lambda one, after: one + after, st.one_of(value, _folded(value)), nothing)
     return st.one_of(
-        st.builds(lambda one, count: one + b"q\x00h\x00\x86" * count, value, times),  # twice in itself, and that again
+        _folded(value),
         st.builds(lambda one, count: one + b"\x85" * count * 100, value, times),
         st.builds(lambda one, count: b"](" + one + b"q\x00" + b"h\x00" * count * 100 + b"e", value, times),
-        st.builds(lambda one, nothing: one + nothing, value, st.sampled_from([b"Nb", b"(e", b"(u", b"}b"])),
-        st.builds(lambda key, one: b"}" + key + one + b"s", value, value),
+        st.builds(lambda one, other: b"}" + one + other + b"s", key, value),
         st.builds(lambda one, other: b"(" + one + other + b"t", value, value),
         called(value),
         called(value),
     )
+
+
+def _folded(value: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
+    """A tuple that has a value twice, and one that has this twice, and so on."""
+    return st.builds(lambda one, count: one + b"q\x00h\x00\x86" * count, value, st.sampled_from([1, 8, 60, 60, 1000]))
 
 
 SIMPLE = st.one_of(
