@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import reprlib
 import signal
 import sys
 import time
@@ -17,6 +18,13 @@ from utils.interruption import Interrupted, terminated_as_interrupted
 # seconds after which a rank tells its own error, and one that follows from another rank's: see `_await_turn`
 FIRST_HAND, FOLLOWING = 2.0, 5.0
 LEAVING = 20  # seconds in which a process must end then: what is left of a broken group may wait for the others
+
+
+# what is in a value many times over, as aliases of YAML can be, is not written out
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 5
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 20
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 
 class UserError(Exception):
@@ -50,7 +58,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 def shown(value: object, most: int = 80) -> str:
     """A value as an error quotes it: printable, and cut where it is long."""
-    text = printable(value if isinstance(value, str) else repr(value))
+    text = printable(value[: most + 1] if isinstance(value, str) else _SHORT.repr(value))
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 

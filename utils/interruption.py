@@ -39,8 +39,9 @@ class Interruption:
                 if interruption.number: ...                 # save, and raise Interrupted(interruption.number)
             with interruption.at_once(): ...                # what can be broken off anywhere
 
-    A signal that nobody has asked for is raised at the end of the block. Outside the main thread, where Python lets
-    nobody listen to signals, it does nothing.
+    A signal that nobody has asked for is raised at the end of the block. One that the process was started to ignore, as
+    shells start what runs in the background, stays ignored. Outside the main thread, where Python lets nobody listen to
+    signals, it does nothing.
 
     Args:
         instead_of: errors that say no more than that others have had the signal, too: it is raised in their place.
@@ -55,7 +56,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

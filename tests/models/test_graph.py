@@ -267,7 +267,7 @@ TOO_MUCH = {
     "depth": ({"depth_multiple": 1e300}, r"depth_multiple: got 1e\+300, expected a number in \(0, 10\]"),
     "width": ({"width_multiple": float("nan")}, "width_multiple: got nan"),
     "no width": ({"width_multiple": 0}, "width_multiple: got 0"),
-    "classes": ({"nc": 10**9}, "nc: got 1000000000, expected a whole number of at least 1, 100000 at most"),
+    "classes": ({"nc": 10**9}, "nc: got 1000000000, expected a whole number of at least 1, 25000 at most"),
     "anchors": ({"anchors": 10**9}, "anchors: got 1000000000, expected at most 100 a level"),
     "an activation": ({"activation": [1]}, r"activation: got \[1\], expected text"),
     "a long activation": ({"activation": f"nn.LeakyReLU({'1:' * 200_000}1)"}, "an activation looks like"),

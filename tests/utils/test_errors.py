@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from utils.errors import FIRST_HAND, FOLLOWING, LEAVING, PeerLost, UserError, exits_cleanly, nearest
+from utils.errors import FIRST_HAND, FOLLOWING, LEAVING, PeerLost, UserError, exits_cleanly, nearest, shown
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,12 @@ def test_of_several_ranks_the_first_tells_and_the_others_wait_to_be_ended(
     assert (waited[-1], stopped.value.code, capsys.readouterr().err) == (waits, status, line)
     assert (signal.SIGTERM, signal.SIG_DFL) in done  # torchrun ends it where it waits
     assert LEAVING in done
+
+
+def test_a_value_that_is_small_and_would_be_written_out_as_much_is_shown_cut() -> None:
+    nested: object = "word" * 1000
+    for _ in range(60):
+        nested = [nested, nested]
+    assert len(shown(nested)) == 80
+    assert shown({"b": 1, "a": [2, 3.5, None]}) == "{'a': [2, 3.5, None], 'b': 1}"
+    assert shown("x" * 10**6) == f"{'x' * 76} ..."

@@ -69,6 +69,17 @@ def test_behind_what_can_be_broken_off_signals_wait_again() -> None:
         assert interruption.number == signal.SIGTERM
 
 
+def test_what_a_process_was_started_to_ignore_is_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            send(signal.SIGINT)
+            assert interruption.number == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_handlers_are_as_before() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with terminated_as_interrupted(), Interruption():
