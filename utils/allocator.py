@@ -36,7 +36,7 @@ def return_freed_memory() -> bool:
 
 
 def settle() -> None:
-    """What lives now is not looked at by the garbage collector any more, and what was freed is given back to the system.
+    """What lives now is left alone by the garbage collector from here on, and what was freed goes back to the system.
 
     To be called before processes are forked. Looking at an object is writing into its page, and so is taking memory
     again that was free: each time the page is there once more, and once for all of the others. Whenever the collector
