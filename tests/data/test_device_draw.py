@@ -15,6 +15,8 @@ from data.draw import Easel
 from data.geometry import GREY
 from data.scene import Layer, Scene, Tile
 
+# how far off: OpenCV before 5 turns in steps of a 32nd of a pixel, at a seam a 64th of 255 levels
+TURNED = {"largest": 1, "mean": 0.05} if int(cv2.__version__.split(".")[0]) >= 5 else {"largest": 4, "mean": 0.2}
 SIZE = (72, 96)
 
 
@@ -115,11 +117,11 @@ def test_a_mosaic_is_four_images_in_their_places(images):
 @pytest.mark.parametrize("angle", [0.0, 20.0, -75.0, 180.0])
 @pytest.mark.parametrize("scale", [0.5, 1.3])
 def test_a_turned_mosaic_shows_its_seams_and_its_borders_as_opencv_does(images, angle, scale):
-    assert_near([plain([mosaic(images, turning(angle, scale))])], images, mean=0.05)
+    assert_near([plain([mosaic(images, turning(angle, scale))])], images, **TURNED)
 
 
 def test_a_mosaic_in_perspective(images):
-    assert_near([plain([mosaic(images, turning(perspective=0.001))])], images, mean=0.05)
+    assert_near([plain([mosaic(images, turning(perspective=0.001))])], images, **TURNED)
 
 
 def test_a_turned_mosaic_equals_a_loop_over_its_pixels(images):
