@@ -21,7 +21,7 @@ from engine.options import train_options
 from utils.errors import exits_cleanly
 
 if TYPE_CHECKING:
-    from engine.run import Session
+    from engine.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from utils.errors import UserError, exits_cleanly
 
 if TYPE_CHECKING:
     from distill.teacher import Teacher
-    from engine.run import Session
+    from engine.session import Session
     from engine.trainer import Trainer
     from models.yolo import Model
     from utils.hyp import TeacherRole

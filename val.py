@@ -181,7 +181,7 @@ def build_evaluator(
     """One evaluator for all models: the same images, shown as `hyp` says, the same batches, one way to count."""
     from data.loader import eval_loader
     from engine.evaluator import Evaluator
-    from engine.run import rounded_size
+    from engine.session import rounded_size
     from utils import dist
 
     speed = options.task == "speed"

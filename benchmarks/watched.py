@@ -26,7 +26,7 @@ import torch
 from benchmarks.measured import run, stop_on_signals
 from benchmarks.memory import megabytes, resident
 from engine.callbacks import Callback
-from engine.run import Session
+from engine.session import Session
 from engine.trainer import Trainer
 from utils.types import Batch, Progress
 

@@ -31,7 +31,7 @@ from utils.memory import forget_peak, free_memory, resident
 from utils.types import Batch, Progress
 
 if TYPE_CHECKING:
-    from engine.run import Session
+    from engine.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from utils.errors import MachineFault
 from utils.faults import Fault, find_fault
 
 if TYPE_CHECKING:
-    from engine.run import Session
+    from engine.session import Session
     from engine.trainer import Trainer
     from utils.types import Batch, Progress
 

@@ -29,7 +29,7 @@ import train_distill
 import val
 from distill.teacher import Teacher
 from engine import checkpoint
-from engine.run import Session
+from engine.session import Session
 from engine.trainer import Trainer
 from models.families import read_spec
 from models.weights import load_model, read_checkpoint

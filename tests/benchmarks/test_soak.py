@@ -12,7 +12,7 @@ from benchmarks import soak, watched
 from benchmarks.memory import STATUS
 from benchmarks.soak import Growth, Series, flat, growth
 from benchmarks.watched import Sample
-from engine.run import Session
+from engine.session import Session
 from tests.benchmarks.tables import cells, draw
 from utils.errors import UserError
 

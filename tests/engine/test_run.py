@@ -17,7 +17,8 @@ import yaml
 from data.device_loader import DeviceLoader
 from engine import checkpoint
 from engine.options import train_options
-from engine.run import Session, freeze, open_session, rounded_size
+from engine.run import open_session
+from engine.session import Session, freeze, rounded_size
 from engine.task import DetectionTask
 from models.families import read_spec
 from models.yolo import Model
@@ -241,8 +242,8 @@ def test_compiled_networks_are_replayed_whole_only_where_each_step_is_like_the_l
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr("engine.run.require_compiler", lambda device: None)
-    monkeypatch.setattr("engine.run.compile_networks", lambda *args, **more: asked.append((*args, more)))
-    monkeypatch.setattr("engine.run.Trainer.fit", lambda self: self.plan)
+    monkeypatch.setattr("engine.session.compile_networks", lambda *args, **more: asked.append((*args, more)))
+    monkeypatch.setattr("engine.session.Trainer.fit", lambda self: self.plan)
     session = opens("--cfg", "yolov5p", "--compile", *words)
     model = session.student()
     plan: Any = session.fit(DetectionTask(model, session.criterion(model)))
@@ -254,7 +255,7 @@ def test_compiled_networks_are_replayed_whole_only_where_each_step_is_like_the_l
 
 def test_a_batch_is_shared_evenly_by_all_ranks(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
     session = opens("--cfg", "yolov5p")
-    monkeypatch.setattr("engine.run.dist.world_size", lambda: 3)
+    monkeypatch.setattr("engine.session.dist.world_size", lambda: 3)
     with pytest.raises(UserError, match="--batch-size 4 is shared by 3 ranks; choose a multiple of 3"):
         session.load_data(32)
 

@@ -624,7 +624,7 @@ def test_multi_scale_sizes_are_multiples_of_the_stride_and_repeat(tmp_path: Path
 
 
 def test_frozen_layers_stay(tmp_path: Path) -> None:
-    from engine.run import freeze
+    from engine.session import freeze
 
     task = detection()
     freeze(task.model, (0, 1))
