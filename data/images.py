@@ -32,6 +32,7 @@ MOST_BYTES = 2_000_000_000  # of an image file
 TOO_LARGE = f"more than {MOST_PIXELS / 1e6:.0f} million pixels, or than {MOST_SIDE} in a row; cut it into tiles"
 JPEG = b"\xff\xd8"  # what its files begin with
 ORIENTATION = 0x0112  # EXIF tag
+TAGS = (b"\x01\x12", b"\x12\x01")  # the same as it is written
 ORIENTATIONS = range(1, 9)  # its values
 TURNED = (5, 6, 7, 8)  # of these, those that swap height and width
 BYTE_ORDERS = (b"II*\0", b"MM\0*")  # what follows "Exif\0\0"
@@ -138,11 +139,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
             if not substitutes.fits(width, height):
                 raise BadImage(TOO_LARGE)
             is_jpeg = image.format in ("JPEG", "MPO")
-            orientation = image.getexif().get(ORIENTATION, 1) if is_jpeg else 1
+            orientation = image.getexif().get(ORIENTATION) if is_jpeg else None
             turned = orientation in TURNED
             # whether other formats are turned depends on the version of OpenCV, which also reads what is no Exif
             exif = image.info.get("exif")
-            sound = is_jpeg and (not exif or (exif[6:10] in BYTE_ORDERS and orientation in ORIENTATIONS))
+            # and where Pillow sees no orientation, for it is of the wrong type, OpenCV may
+            known = orientation in ORIENTATIONS if orientation else not any(tag in (exif or b"") for tag in TAGS)
+            sound = is_jpeg and (not exif or (exif[6:10] in BYTE_ORDERS and known))
             unsure = not sound and bool(exif or image.format == "TIFF")
             _check_whole(image, Path(path))
     except BadImage:

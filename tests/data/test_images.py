@@ -226,7 +226,16 @@ QUARTER = b"\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"  # what says tha
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("value", [b"II*\0" + b"\xff" * 8, b"MM\0*" + QUARTER, b"\0M\0*" + QUARTER, b""])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"II*\0" + b"\xff" * 8,
+        b"MM\0*" + QUARTER,
+        b"MM\0*" + QUARTER.replace(b"\x12\0\x03", b"\x12\x01\x03"),  # a number of another type
+        b"\0M\0*" + QUARTER,
+        b"",
+    ],
+)
 def test_what_is_no_exif_turns_no_image_in_one_place_only(tmp_path, value):
     Image.new("RGB", (24, 16)).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + value)
     assert image_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]
