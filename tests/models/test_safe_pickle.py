@@ -52,6 +52,7 @@ def hostile(kind, trap):
     }[kind]()
 
 
+# since Python 3.13 the last is called _io.open
 HOSTILE = ["posix.system", "builtins.eval", "builtins.exec", "builtins.getattr", "io.open"]
 
 
@@ -60,7 +61,7 @@ HOSTILE = ["posix.system", "builtins.eval", "builtins.exec", "builtins.getattr",
 def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(kind, trap, tmp_path):
     path = tmp_path / "yolov5s.pt"
     torch.save({"model": hostile(kind, trap), "epoch": 3}, path)
-    with pytest.raises(UserError, match=rf"yolov5s.pt refers to {kind}; it was not loaded"):
+    with pytest.raises(UserError, match=rf"yolov5s.pt refers to _?{kind}; it was not loaded"):
         read_checkpoint(path)
     assert not trap.exists()
 
@@ -70,7 +71,7 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(kind, trap, tmp_pa
 def test_a_hostile_pickle_without_zip_is_refused_too(kind, trap, tmp_path):
     path = tmp_path / "old.pt"
     torch.save({"model": hostile(kind, trap)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=rf"old.pt refers to {kind}; it was not loaded"):
+    with pytest.raises(UserError, match=rf"old.pt refers to _?{kind}; it was not loaded"):
         read_checkpoint(path)
     assert not trap.exists()
 
