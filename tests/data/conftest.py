@@ -27,12 +27,7 @@ def write_image() -> Callable[..., Path]:
     return write
 
 
-LIMITED = """
-import resource, sys
-with open("/proc/self/statm") as file:
-    taken = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + 1_000_000_000,) * 2)
-"""
+LIMITED = "from benchmarks.memory import limit; limit(1000)"
 
 
 @pytest.fixture
