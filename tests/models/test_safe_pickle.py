@@ -52,7 +52,7 @@ def hostile(kind, trap):
     }[kind]()
 
 
-# since Python 3.13 the last is called _io.open
+# since Python 3.12 the last is called _io.open
 HOSTILE = ["posix.system", "builtins.eval", "builtins.exec", "builtins.getattr", "io.open"]
 
 
