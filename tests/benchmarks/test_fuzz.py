@@ -17,6 +17,7 @@ from benchmarks import fuzz
 from benchmarks.fuzz_targets import TARGETS, Target, opened, run_case
 from benchmarks.memory import resident
 from tests.benchmarks.tables import cells
+from utils.allocator import return_freed_memory
 from utils.errors import UserError
 from utils.memory import forget_peak
 
@@ -93,8 +94,9 @@ def test_a_slow_parser_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_parser_that_takes_much_memory_is_a_failure(tmp_path: Path) -> None:
     words = given("--out", str(tmp_path), "--megabytes", "50", "--cases", "5")
-    result = fuzz.fuzz(target(lambda _: bytearray(b"x") * 100_000_000), words)
-    assert re.search(r"a case of 1\d\d MB", result.failures[0]) and result.megabytes > 50
+    return_freed_memory()  # what a process has to spare it takes first
+    result = fuzz.fuzz(target(lambda _: bytearray(b"x") * 300_000_000), words)
+    assert re.search(r"a case of [23]\d\d MB", result.failures[0]) and result.megabytes > 200
 
 
 def test_memory_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
