@@ -14,6 +14,7 @@ import torch
 
 from engine.auto_batch import in_equal_parts
 from engine.callbacks import Callback
+from engine.runs import CHECKPOINTS
 from utils import dist
 from utils.errors import MachineFault
 from utils.faults import Fault, find_fault
@@ -102,7 +103,7 @@ def _less_memory(fault: Fault, session: Session[Any]) -> str:
 
 
 def _what_is_left(fault: Fault, session: Session[Any]) -> str:
-    written = list(session.folder.glob("**/weights/last.pt"))  # the baseline's, too
+    written = list(session.folder.glob(CHECKPOINTS))  # the baseline's, too
     if not written:
         return ""
     last = max(written, key=lambda path: path.stat().st_mtime)

@@ -18,7 +18,7 @@ from engine.faults import machine_faults, resume_command
 from engine.options import options_from_file, resumed
 from engine.precision import choose_device, choose_precision, describe
 from engine.recipe import recipe, whole_run
-from engine.runs import environment, find_run, run_of_this_launch
+from engine.runs import CHECKPOINTS, environment, find_run, run_of_this_launch
 from engine.session import OptionsT, Session
 from engine.start import architecture, family_of, refuse_anchors, starting_point
 from utils import dist
@@ -89,6 +89,6 @@ def _tidy(session: Session[OptionsT]) -> Iterator[None]:
             raise
         if not (session.begun or session.resuming or options.exist_ok):
             shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(reason, UserError) and any(folder.glob("**/weights/last.pt")):
+        if not isinstance(reason, UserError) and any(folder.glob(CHECKPOINTS)):
             log.info("to go on: %s", resume_command(folder))
         raise

@@ -19,14 +19,14 @@ from utils.faults import find_fault
 from utils.files import ROOT
 from utils.yaml_file import read_yaml
 
-SCORES = "metrics.json"
-OF_A_RUN = ("weights/last.pt", "baseline/weights/last.pt", SCORES)  # by which it is known how far a run has come
+# by these it is known how far a run has come, and its baseline
+SCORES, CHECKPOINTS = "metrics.json", "**/weights/last.pt"
 
 
 def find_run(resume: str, project: str) -> Path:
     """The run folder that --resume means: of the newest last.pt under the project, or of a path in or to it."""
     if not resume:
-        found = sorted(Path(project).glob("**/weights/last.pt"), key=lambda path: path.stat().st_mtime)
+        found = sorted(Path(project).glob(CHECKPOINTS), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"--resume: no weights/last.pt under {project}; name a run folder or its last.pt")
         resume = str(found[-1])
@@ -61,15 +61,13 @@ def run_of_this_launch(project: str) -> Path | None:
 def _goes_on(folder: Path, begun: float) -> bool:
     """Whether a run that began then, seconds since 1970, can be continued: with --exist-ok files of an earlier one may
     lie there."""
-    written = {name: [file.stat().st_mtime for file in folder.glob(name)] for name in OF_A_RUN}
-    checkpoints = [when for name, times in written.items() for when in times if name.endswith(".pt")]
-    ended = any(when >= begun for when in written[SCORES])
-    return not ended and (not checkpoints or max(checkpoints) >= begun)
+    scores, checkpoints = ([file.stat().st_mtime for file in folder.glob(name)] for name in (SCORES, CHECKPOINTS))
+    return max(scores, default=0.0) < begun and (not checkpoints or max(checkpoints) >= begun)
 
 
 def forget_earlier_run(folder: Path) -> None:
     """Removes what would say of a new run in this folder (--exist-ok) that it was begun before, or has ended."""
-    for name in OF_A_RUN:
+    for name in (SCORES, CHECKPOINTS):
         for file in folder.glob(name):
             file.unlink()
 

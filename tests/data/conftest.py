@@ -27,9 +27,6 @@ def write_image() -> Callable[..., Path]:
     return write
 
 
-LIMITED = "from benchmarks.memory import limit; limit(1000)"
-
-
 @pytest.fixture
 def limited(root: Path) -> Callable[..., str]:
     """limited(imports, code): what this prints in a process of its own, which may take a gigabyte and a minute."""
@@ -37,7 +34,8 @@ def limited(root: Path) -> Callable[..., str]:
         pytest.skip("limits of memory are those of Linux")
 
     def run(imports: str, code: str) -> str:
-        words = [sys.executable, "-c", f"{imports}\n{LIMITED}\n{code}"]
+        limited = f"{imports}\nfrom benchmarks.memory import limit; limit(1000)\n{code}"
+        words = [sys.executable, "-c", limited]
         done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -301,13 +301,7 @@ def test_what_ends_validation_costs_no_step(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="is gone"):
         trainer(detection(), plan(tmp_path / "told", epochs=2), Lost()).fit()
-    terms = Terms()
-    resumed = goes_on(detection, tmp_path / "told", Judge(0.1, 0.2), terms, epochs=2)
-    resumed.fit()
-    assert len(terms.losses) == 3  # of the second epoch
-    through = trainer(detection(), plan(tmp_path / "through", epochs=2), Judge(0.1, 0.2))
-    through.fit()
-    assert_same(through, resumed)
+    assert_validated_again(tmp_path)
 
 
 def test_a_signal_during_validation_ends_at_once_and_validation_is_done_again(tmp_path: Path) -> None:
@@ -319,13 +313,7 @@ def test_a_signal_during_validation_ends_at_once_and_validation_is_done_again(tm
     with pytest.raises(Interrupted) as stopped:
         trainer(detection(), plan(tmp_path / "told", epochs=2), Long()).fit()
     assert stopped.value.status == 130
-    terms = Terms()
-    resumed = goes_on(detection, tmp_path / "told", Judge(0.1, 0.2), terms, epochs=2)
-    resumed.fit()
-    assert len(terms.losses) == 3  # of the second epoch
-    through = trainer(detection(), plan(tmp_path / "through", epochs=2), Judge(0.1, 0.2))
-    through.fit()
-    assert_same(through, resumed)
+    assert_validated_again(tmp_path)
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,6 +354,17 @@ def goes_on(make: Any, folder: Path, judge: Judge | None, *watch: Any, loader: A
     resumed = trainer(task, plan(folder, **changes), judge, loader, *watch)
     resumed.resume(saved.state, saved.training)
     return resumed
+
+
+def assert_validated_again(folder: Path) -> None:
+    """The run in `told`, of two epochs, ended when it validated the first; it goes on from there and lost nothing."""
+    terms = Terms()
+    resumed = goes_on(detection, folder / "told", Judge(0.1, 0.2), terms, epochs=2)
+    resumed.fit()
+    assert len(terms.losses) == 3  # of the second epoch
+    through = trainer(detection(), plan(folder / "through", epochs=2), Judge(0.1, 0.2))
+    through.fit()
+    assert_same(through, resumed)
 
 
 def assert_same(through: Trainer, resumed: Trainer) -> None:
